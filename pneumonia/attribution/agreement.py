@@ -1,0 +1,77 @@
+"""Do attributions agree: with themselves under another seed, with other methods, with a net that knows nothing?
+
+Agreement is Spearman's rank correlation over the pixels of a film; NaN where a map is constant and so has no ranks.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+from torch import Tensor, nn
+
+from pneumonia.attribution.contract import Method, seeded
+
+Floats = NDArray[np.float64]
+
+
+def _centred_ranks(maps: Tensor) -> Floats:
+    """Ranks of [N, H, W] within each film, ties shared, with mean 0 and length 1, [N, H * W]; NaN for a constant map."""
+    ranks = rankdata(maps.detach().flatten(1).cpu().double().numpy(), axis=1)
+    ranks -= ranks.mean(axis=1, keepdims=True)
+    length = np.linalg.norm(ranks, axis=1, keepdims=True)
+    return np.divide(ranks, length, out=np.full_like(ranks, np.nan), where=length > 0)
+
+
+def rank_correlation(one: Tensor, other: Tensor) -> Floats:
+    """Spearman's correlation of two sets of maps [N, H, W], film by film, [N]."""
+    if one.shape != other.shape:
+        raise ValueError(f"Expected maps of one shape, got {list(one.shape)} and {list(other.shape)}")
+    return (_centred_ranks(one) * _centred_ranks(other)).sum(axis=1)
+
+
+def agreement(maps: Mapping[str, Tensor]) -> Floats:
+    """Spearman's correlation of |attribution| between the M methods of `maps` ([N, H, W] each), [N, M, M].
+
+    Absolute values, for some methods have no sign: the question is whether they point at the same pixels.
+    """
+    ranks = np.stack([_centred_ranks(attribution.abs()) for attribution in maps.values()], axis=1)
+    return np.asarray(ranks @ ranks.transpose(0, 2, 1))
+
+
+def seed_stability(method: Method, net: nn.Module, images: Tensor, seeds: Sequence[int]) -> Floats:
+    """Mean rank correlation of a film's maps over all pairs of seeds, [N]; exactly 1 for a method that draws nothing."""
+    if len(seeds) < 2:
+        raise ValueError(f"seeds={list(seeds)}: expected at least two to compare")
+    drawn: Any = method  # a Method is a dataclass; whether it has a seed is what is asked here
+    if "seed" not in {field.name for field in dataclasses.fields(drawn)}:
+        return np.ones(len(images))
+    maps = [dataclasses.replace(drawn, seed=seed).attribute(net, images) for seed in seeds]
+    return np.mean([rank_correlation(one, other) for one, other in combinations(maps, 2)], axis=0)
+
+
+def randomised(net: nn.Module, seed: int) -> nn.Module:
+    """A copy of `net` with every layer set back to a random start; ValueError for weights that no layer can reset."""
+    other = copy.deepcopy(net)
+    with seeded(seed, next(net.parameters()).device):
+        for name, module in other.named_modules():
+            reset = getattr(module, "reset_parameters", None)
+            if reset is not None:
+                reset()
+            elif any(True for _ in module.parameters(recurse=False)):
+                raise ValueError(f"Layer {name!r} ({type(module).__name__}) has weights but no reset_parameters()")
+    return other
+
+
+def randomisation_check(method: Method, net: nn.Module, images: Tensor, seed: int) -> Floats:
+    """Rank correlation of |attribution| between `net` and a randomised copy, [N] (Adebayo 2018, arXiv:1810.03292).
+
+    An explanation of what was learnt should be near 0; one near 1 shows the film, not the net. `net` stays as it is.
+    """
+    trained = method.attribute(net, images)
+    untrained = method.attribute(randomised(net, seed), images)
+    return rank_correlation(trained.abs(), untrained.abs())

@@ -1,0 +1,245 @@
+"""Attributions from gradients, all computed by Captum (target=None: the net has one logit).
+
+Every class is one method with the arguments of its YAML; `internal_batch_size` bounds the images in the net at once.
+Random methods take one film at a time from the same seed, so a film's map depends on no other film. They draw their
+noise `internal_batch_size` samples at a time: on CUDA another batch is another draw.
+"""
+
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from captum import attr
+from torch import Tensor, nn
+
+from pneumonia.attribution.batching import batch_for, halved_until_it_fits
+from pneumonia.attribution.contract import check_images, check_positive, evaluating, seeded
+from pneumonia.attribution.layers import find_layer, last_convolution, relu_after
+
+
+def _leaf(images: Tensor) -> Tensor:
+    """A copy that gradients can be taken for, whatever the images were made in."""
+    return images.detach().clone().requires_grad_()
+
+
+def _in_batches(net: nn.Module, images: Tensor, at_most: int, run: Callable[[Tensor], Tensor]) -> Tensor:
+    """Maps of `run([n, 3, H, W]) -> [n, H, W]` over all images."""
+
+    def over_all(size: int) -> Tensor:
+        return torch.cat([run(_leaf(chunk)).detach() for chunk in images.split(size)])
+
+    return _attributed(net, images, at_most, over_all)
+
+
+def _film_by_film(net: nn.Module, images: Tensor, at_most: int, run: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """Maps of `run([1, 3, H, W], batch) -> [1, H, W]`, for methods that make many images of one film."""
+
+    def over_all(size: int) -> Tensor:
+        return torch.cat([run(_leaf(film), size).detach() for film in images.split(1)])
+
+    return _attributed(net, images, at_most, over_all)
+
+
+def _attributed(net: nn.Module, images: Tensor, at_most: int, run: Callable[[int], Tensor]) -> Tensor:
+    """`run(batch)` on a net in evaluation mode, with a batch that fits and without Captum's notices about its hooks."""
+    check_images(images)
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(net))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", message="Setting (forward, )?backward hooks")
+        return halved_until_it_fits(run, batch_for(net, images[:1], at_most, gradients=True))
+
+
+@dataclass(frozen=True)
+class Saliency:
+    """The derivative of the logit by each pixel's grey value (Simonyan 2014, arXiv:1312.6034, section 3.1).
+
+    The paper takes the largest channel; on a grey film the channels move together, so theirs are added, then made
+    `absolute` as in the paper (false: signed, which is how far brightening the pixel raises the logit).
+    """
+
+    absolute: bool
+    internal_batch_size: int
+
+    def __post_init__(self) -> None:
+        check_positive(internal_batch_size=self.internal_batch_size)
+
+    def attribute(self, net: nn.Module, images: Tensor) -> Tensor:
+        """[N, 3, H, W] -> [N, H, W] in logits per unit of grey (black to white)."""
+
+        def run(chunk: Tensor) -> Tensor:
+            gradient: Tensor = attr.Saliency(net).attribute(chunk, abs=False).sum(1)
+            return gradient.abs() if self.absolute else gradient
+
+        return _in_batches(net, images, self.internal_batch_size, run)
+
+
+@dataclass(frozen=True)
+class IntegratedGradients:
+    """Gradients along the straight line from a flat `baseline` to the film (Sundararajan 2017, arXiv:1703.01365, eq. 1).
+
+    A map sums to logit(film) - logit(baseline), up to the error of `n_steps` Gauss-Legendre points.
+    """
+
+    baseline: float
+    n_steps: int
+    internal_batch_size: int
+
+    def __post_init__(self) -> None:
+        check_positive(n_steps=self.n_steps, internal_batch_size=self.internal_batch_size)
+
+    def attribute(self, net: nn.Module, images: Tensor) -> Tensor:
+        """[N, 3, H, W] -> [N, H, W] in logits."""
+
+        def run(film: Tensor, batch: int) -> Tensor:
+            attribution: Tensor = attr.IntegratedGradients(net).attribute(
+                film, baselines=float(self.baseline), n_steps=self.n_steps, internal_batch_size=batch
+            )
+            return attribution.sum(1)
+
+        return _film_by_film(net, images, self.internal_batch_size, run)
+
+
+@dataclass(frozen=True)
+class GradientShap:
+    """Mean of gradient x (film - baseline) at random points between baseline and noisy film (Lundberg 2017,
+    arXiv:1705.07874; expected gradients, Erion 2021, arXiv:1906.10670), with one flat `baseline` as the background.
+    """
+
+    baseline: float
+    n_samples: int
+    stdev: float
+    seed: int
+    internal_batch_size: int
+
+    def __post_init__(self) -> None:
+        check_positive(n_samples=self.n_samples, internal_batch_size=self.internal_batch_size)
+
+    def attribute(self, net: nn.Module, images: Tensor) -> Tensor:
+        """[N, 3, H, W] -> [N, H, W] in logits."""
+        return _film_by_film(net, images, self.internal_batch_size, partial(self._one, net))
+
+    def _one(self, net: nn.Module, film: Tensor, batch: int) -> Tensor:
+        """Captum takes all samples at once; here they come in parts, and each part counts by its size."""
+        method = attr.GradientShap(net)
+        background = torch.full_like(film, self.baseline)
+        total = torch.zeros_like(film)
+        with seeded(self.seed, film.device):
+            for start in range(0, self.n_samples, batch):
+                count = min(batch, self.n_samples - start)
+                part = method.attribute(film, background, n_samples=count, stdevs=float(self.stdev))
+                total += part.detach() * (count / self.n_samples)
+        return total.sum(1)
+
+
+@dataclass(frozen=True)
+class DeepLift:
+    """Differences from a flat `baseline`, carried back by the Rescale rule (Shrikumar 2017, arXiv:1704.02685).
+
+    Needs ReLUs that are modules, used once and not in-place. A map sums to logit(film) - logit(baseline) but for
+    what Captum's rule for max-pooling loses.
+    """
+
+    baseline: float
+    internal_batch_size: int
+
+    def __post_init__(self) -> None:
+        check_positive(internal_batch_size=self.internal_batch_size)
+
+    def attribute(self, net: nn.Module, images: Tensor) -> Tensor:
+        """[N, 3, H, W] -> [N, H, W] in logits."""
+
+        def run(chunk: Tensor) -> Tensor:
+            attribution: Tensor = attr.DeepLift(net).attribute(chunk, baselines=float(self.baseline))
+            return attribution.sum(1)
+
+        return _in_batches(net, images, self.internal_batch_size, run)
+
+
+@dataclass(frozen=True)
+class SmoothGrad:
+    """Mean saliency of noisy copies of the film (Smilkov 2017, arXiv:1706.03825, eq. 1): Captum's NoiseTunnel over Saliency.
+
+    `stdev` is in units of the grey scale [0, 1]; the paper advises 0.1 to 0.2.
+    """
+
+    absolute: bool
+    n_samples: int
+    stdev: float
+    seed: int
+    internal_batch_size: int
+
+    def __post_init__(self) -> None:
+        check_positive(n_samples=self.n_samples, internal_batch_size=self.internal_batch_size)
+
+    def attribute(self, net: nn.Module, images: Tensor) -> Tensor:
+        """[N, 3, H, W] -> [N, H, W] in logits per unit of grey."""
+
+        def run(film: Tensor, batch: int) -> Tensor:
+            with seeded(self.seed, film.device):
+                gradient: Tensor = attr.NoiseTunnel(attr.Saliency(net)).attribute(
+                    film, nt_type="smoothgrad", nt_samples=self.n_samples, nt_samples_batch_size=batch,
+                    stdevs=float(self.stdev), abs=False,
+                )  # fmt: skip
+            return gradient.sum(1).abs() if self.absolute else gradient.sum(1)
+
+        return _film_by_film(net, images, self.internal_batch_size, run)
+
+
+def cam_layer(net: nn.Module, name: str | None) -> nn.Module:
+    """The layer `name`, or by default the last convolution after its ReLU: the feature maps of the Grad-CAM paper."""
+    return find_layer(net, relu_after(net, last_convolution(net)) if name is None else name)
+
+
+@dataclass(frozen=True)
+class GradCam:
+    """Feature maps weighed by their mean gradient (Selvaraju 2017, arXiv:1610.02391, eq. 1 and 2), enlarged bilinearly.
+
+    `layer` null is the last convolution after its ReLU. `relu` keeps what speaks for pneumonia, as the paper does.
+    """
+
+    layer: str | None
+    relu: bool
+    internal_batch_size: int
+
+    def __post_init__(self) -> None:
+        check_positive(internal_batch_size=self.internal_batch_size)
+
+    def attribute(self, net: nn.Module, images: Tensor) -> Tensor:
+        """[N, 3, H, W] -> [N, H, W]; ValueError for a layer that the net does not have."""
+        layer = cam_layer(net, self.layer)
+        size = (images.shape[-2], images.shape[-1])
+
+        def run(chunk: Tensor) -> Tensor:
+            small = attr.LayerGradCam(net, layer).attribute(chunk, relu_attributions=self.relu)
+            return attr.LayerAttribution.interpolate(small, size, "bilinear").squeeze(1)
+
+        return _in_batches(net, images, self.internal_batch_size, run)
+
+
+@dataclass(frozen=True)
+class GuidedGradCam:
+    """Guided backpropagation (Springenberg 2015, arXiv:1412.6806) times Grad-CAM (arXiv:1610.02391, section 3.2).
+
+    Signed by the guided gradient; `layer` as in GradCam. Needs ReLUs that are modules and not in-place.
+    """
+
+    layer: str | None
+    internal_batch_size: int
+
+    def __post_init__(self) -> None:
+        check_positive(internal_batch_size=self.internal_batch_size)
+
+    def attribute(self, net: nn.Module, images: Tensor) -> Tensor:
+        """[N, 3, H, W] -> [N, H, W]; ValueError for a layer that the net does not have."""
+        layer = cam_layer(net, self.layer)
+
+        def run(chunk: Tensor) -> Tensor:
+            attribution: Tensor = attr.GuidedGradCam(net, layer).attribute(chunk, interpolate_mode="bilinear")
+            return attribution.sum(1)
+
+        return _in_batches(net, images, self.internal_batch_size, run)

@@ -1,0 +1,402 @@
+"""Typed settings, early checks, and the one entry that every command goes through.
+
+A command composes its settings, checks them and answers before a folder is made or torch is loaded: a mistake costs
+half a second and one line. This module must never import torch.
+"""
+
+import copy
+import difflib
+import logging
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf, open_dict, read_write
+
+log = logging.getLogger(__name__)
+
+PACKAGE = Path(__file__).resolve().parent
+CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
+CACHE = "${oc.env:PNEUMONIA_CACHE,${oc.env:XDG_CACHE_HOME,${oc.env:HOME,.}/.cache}/pneumonia}"
+HYDRA_FLAGS = ("-sc", "--shell-completion", "--hydra-help", "--info", "-i", "--cfg", "-c", "--version")
+
+
+class UserError(Exception):
+    """A mistake the user can mend: names the value, what was expected, and what to type instead."""
+
+
+def one_of(key: str, value: str, choices: Sequence[str]) -> None:
+    """Raise UserError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise UserError(f"{key}={value}: expected one of {', '.join(choices)}{nearest(value, choices)}.")
+
+
+def in_range(key: str, value: float | None, low: float, high: float = float("inf"), *, open_low: bool = False) -> None:
+    """Raise UserError unless low <= value <= high (low < value with `open_low`); None is left alone."""
+    if value is None:
+        return
+    if not (low <= value <= high) or (open_low and value == low):
+        sign = ">" if open_low else ">="
+        upper = "" if high == float("inf") else f" and <= {high:g}"
+        raise UserError(f"{key}={value}: expected a number {sign} {low:g}{upper}.")
+
+
+def nearest(word: str, choices: Sequence[str]) -> str:
+    """`; did you mean X?`, or nothing when no choice is close."""
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+@dataclass(unsafe_hash=True)
+class DataConfig:
+    """Which films, how they are read and split: closed set, documented line by line in conf/data/chest_xray.yaml."""
+
+    source: str = "folder"
+    root: str | None = None
+    manifest: str | None = None
+    download: bool = True
+    phantoms: int = 900
+    phantom_seed: int = 0
+    image_size: int = 224
+    resize: str = "squash"
+    val_fraction: float = 0.2
+    folds: int | None = None
+    fold: int | None = None
+    patient_key: str = "strict"
+    on_bad_file: str = "error"
+    batch_size: int = 32
+    num_workers: int | None = None
+    cache_dir: str = CACHE
+
+    def __post_init__(self) -> None:
+        one_of("data.source", self.source, ("folder", "synthetic"))
+        one_of("data.resize", self.resize, ("squash", "pad", "crop"))
+        one_of("data.patient_key", self.patient_key, ("strict", "conservative", "none"))
+        one_of("data.on_bad_file", self.on_bad_file, ("error", "skip"))
+        in_range("data.image_size", self.image_size, 8, 4096)
+        in_range("data.phantoms", self.phantoms, 40, 1_000_000)
+        in_range("data.batch_size", self.batch_size, 1)
+        in_range("data.num_workers", self.num_workers, 0, 512)
+        if not 0 < self.val_fraction < 1:
+            raise UserError(
+                f"data.val_fraction={self.val_fraction:g}: expected a share of train between 0 and 1, both excluded. "
+                "Try data.val_fraction=0.2."
+            )
+        if (self.folds is None) != (self.fold is None):
+            raise UserError("data.folds and data.fold go together: type data.folds=5 data.fold=0 (fold counts from 0).")
+        in_range("data.folds", self.folds, 2)
+        in_range("data.fold", self.fold, 0, (self.folds or 1) - 1)
+
+
+@dataclass
+class TrainerConfig:
+    """Where and in what precision it runs: closed set, documented in conf/trainer/*.yaml."""
+
+    accelerator: str = "auto"
+    devices: str = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "auto"
+    channels_last: bool = True
+    limit_batches: int | None = None
+
+    def __post_init__(self) -> None:
+        one_of("trainer.accelerator", self.accelerator, ("auto", "cpu", "gpu"))
+        one_of("trainer.strategy", self.strategy, ("auto", "ddp"))
+        one_of("trainer.precision", self.precision, ("auto", "32-true", "bf16-mixed", "16-mixed"))
+        if self.devices != "auto" and not (self.devices.isdigit() and int(self.devices) > 0):
+            raise UserError(f"trainer.devices={self.devices}: expected auto or a count, as trainer.devices=2.")
+        in_range("trainer.num_nodes", self.num_nodes, 1)
+        in_range("trainer.limit_batches", self.limit_batches, 1)
+
+
+OBJECTIVES = ("val/accuracy", "val/auroc", "val/loss", "val/average_precision", "val/sensitivity", "val/specificity")
+
+
+@dataclass
+class TrainConfig:
+    """Everything `python -m pneumonia.train` can be told; documented line by line in conf/train.yaml."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    model: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    schedule: dict[str, Any] = field(default_factory=dict)
+    augment: dict[str, Any] = field(default_factory=dict)
+    seed: int = MISSING
+    epochs: int = MISSING
+    objective: str = MISSING
+    stop_on: str | None = None
+    patience: int = MISSING
+    balance: str = MISSING
+    label_smoothing: float = MISSING
+    gradient_clip: float | None = None
+    unfreeze_epoch: int | None = None
+    test: bool = MISSING
+    deterministic: bool = MISSING
+
+    def __post_init__(self) -> None:
+        one_of("objective", self.objective, OBJECTIVES)
+        if self.stop_on is not None:
+            one_of("stop_on", self.stop_on, OBJECTIVES)
+        one_of("balance", self.balance, ("none", "weighted_loss", "weighted_sampler"))
+        in_range("seed", self.seed, 0, 2**32 - 1)
+        in_range("epochs", self.epochs, 1)
+        in_range("patience", self.patience, 0)
+        in_range("label_smoothing", self.label_smoothing, 0, 0.5)
+        in_range("gradient_clip", self.gradient_clip, 0, open_low=True)
+        in_range("unfreeze_epoch", self.unfreeze_epoch, 0)
+
+
+SCHEMAS: dict[str, type] = {"train": TrainConfig}
+for _name, _schema in SCHEMAS.items():
+    ConfigStore.instance().store(name=f"{_name}_schema", node=_schema)
+
+
+def choices(group: str) -> list[str]:
+    """Names that can be typed after `group=`, from the files of conf/."""
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+def groups(name: str) -> list[str]:
+    """The groups of a command, in the order of its defaults list."""
+    defaults = OmegaConf.load(CONF / f"{name}.yaml").get("defaults", [])
+    keys = [str(next(iter(entry))) for entry in defaults if isinstance(entry, DictConfig)]
+    return [key for key in keys if not key.startswith("override ")]
+
+
+def help_text(name: str) -> str:
+    """Every choice with the first comment line of its file, then every setting with its comment, as the files have it."""
+    lines = [f"python -m pneumonia.{name} [group=choice ...] [setting=value ...]", ""]
+    for group in groups(name):
+        lines.append(f"{group}=")
+        lines += [f"  {choice:<20} {first_comment(CONF / group / f'{choice}.yaml')}" for choice in choices(group)]
+    lines += ["", "settings (defaults shown; null means none):"]
+    lines += [f"  {line}" for line in body(CONF / f"{name}.yaml")]
+    for group, file in (("data", "chest_xray"), ("trainer", "auto")):
+        if group in groups(name):
+            lines += ["", f"{group}: settings (type {group}.NAME=value)"]
+            lines += [f"  {line}" for line in body(CONF / group / f"{file}.yaml")]
+    lines += ["", f"-m runs a sweep over comma-separated values: python -m pneumonia.{name} -m seed=1,2,3"]
+    lines += ["--cfg job prints the composed settings; --hydra-help lists Hydra's own flags."]
+    return "\n".join(lines)
+
+
+def first_comment(file: Path) -> str:
+    """First comment of a YAML file that is not a Hydra directive; empty when there is none."""
+    comments = (line[1:].strip() for line in file.read_text().splitlines() if line.startswith("#"))
+    return next((comment for comment in comments if not comment.startswith("@package")), "")
+
+
+def body(file: Path) -> list[str]:
+    """The setting lines of a YAML file with their comments, without its defaults list and hydra section."""
+    lines, inside = [], True
+    for line in file.read_text().splitlines():
+        if re.match(r"[\w/]+:", line):
+            inside = not line.startswith(("defaults:", "hydra:"))
+        if inside and line and not line.startswith(("#", "_target_")):
+            lines.append(line)
+    return lines
+
+
+def compose(name: str, overrides: Sequence[str]) -> DictConfig:
+    """Compose `conf/<name>.yaml` with `overrides`; Hydra's own section included. Raises UserError."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF), job_name=name, version_base="1.3"):
+            return hydra_compose(name, list(overrides), return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(name, error, overrides)) from error
+
+
+def explain(name: str, error: Exception, overrides: Sequence[str]) -> str:
+    """One line for a failed composition: the override at fault, what was expected, the nearest valid name."""
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        if "=" not in override and not override.startswith("~"):
+            return f"{override}: expected key=value, as in seed=1 (see --help)."
+        if key in groups(name) and value not in [*choices(key), "null"]:
+            return f"{key}={value}: expected one of {', '.join(choices(key))}{nearest(value, choices(key))}."
+    base = compose(name, [o for o in overrides if o.partition("=")[0] in groups(name)]) if overrides else None
+    known = list(setting_names(base)) if base is not None else []
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if key not in known and not key.startswith("hydra"):
+            return f"{override}: there is no setting {key}{nearest(key, known) or '; see --help for the list'}."
+    cause = str(error.__cause__ or error).splitlines()[0]
+    culprit = next((o for o in overrides if o.partition("=")[2] and f"'{o.partition('=')[2]}'" in cause), "")
+    return f"{culprit}{': ' if culprit else ''}{cause}"
+
+
+def setting_names(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Dotted names of every setting and section, Hydra's own left out."""
+    for key in config:
+        name = f"{prefix}{key}"
+        if name == "hydra":
+            continue
+        yield name
+        child = None if OmegaConf.is_missing(config, key) or OmegaConf.is_interpolation(config, key) else config[key]
+        if isinstance(child, DictConfig):
+            yield from setting_names(child, f"{name}.")
+
+
+def check_open_sets(name: str, overrides: Sequence[str]) -> None:
+    """Values typed for an open set (model, optimizer, ...) must have the type that its YAML shows. Raises UserError."""
+    base = compose(name, [o for o in overrides if o.partition("=")[0] in groups(name)])
+    for override in overrides:
+        key, _, _ = override.partition("=")
+        if key.startswith(("+", "~", "hydra")) or "." not in key:
+            continue
+        default = OmegaConf.select(base, key)
+        given = OmegaConf.select(compose(name, [o for o in overrides if o.partition("=")[0] in groups(name)] + [override]), key)
+        if default is not None and given is not None and not same_kind(default, given):
+            raise UserError(f"{override}: expected {kind(default)}, as {key}={default}.")
+
+
+def same_kind(default: Any, given: Any) -> bool:
+    """A float setting takes an int; otherwise the kinds must be equal."""
+    return kind(default) == kind(given) or (kind(default) == "a number" and kind(given) == "a whole number")
+
+
+def kind(value: Any) -> str:
+    """What a value is, in a user's words."""
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int):
+        return "a whole number"
+    if isinstance(value, float):
+        return "a number"
+    return "a list" if isinstance(value, ListConfig) else "a section" if isinstance(value, DictConfig) else "a name"
+
+
+def typed(name: str, config: DictConfig) -> Any:
+    """The command's dataclass, checked by its own __post_init__; Hydra's section dropped. Raises UserError."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    settings = copy.deepcopy(config)
+    with open_dict(settings), read_write(settings):
+        settings.pop("hydra", None)
+    try:
+        return OmegaConf.to_object(settings)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{getattr(error, 'full_key', '') or name}: {str(error).splitlines()[0]}") from error
+
+
+def single_runs(overrides: Sequence[str]) -> Iterator[list[str]]:
+    """Of a sweep's overrides: the first value of each, then each further value beside the first of the others."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise UserError(f"{' '.join(overrides)}: {str(error).splitlines()[0]}") from error
+    values: list[list[str]] = []
+    for override in parsed:
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            continue  # an interval is the search's business
+        if override.is_sweep_override():
+            values.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
+        else:
+            values.append([str(override.input_line)])
+    first = [options[0] for options in values]
+    yield first
+    for position, options in enumerate(values):
+        for option in options[1:]:
+            yield [*first[:position], option, *first[position + 1 :]]
+
+
+def writable_folder(folder: Path) -> None:
+    """Raise UserError unless `folder` can be made or written to; makes nothing."""
+    parent = next(p for p in (folder, *folder.parents) if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"The run can't be written: {parent} is not a writable folder. Set hydra.run.dir=/a/writable/folder.")
+
+
+def unused_folder(folder: Path) -> Path:
+    """`folder`, or the first of `folder-2`, `folder-3`, ... that does not exist, so that two runs never share one."""
+    candidates = (folder if n == 1 else folder.with_name(f"{folder.name}-{n}") for n in range(1, 10_000))
+    return next(candidate for candidate in candidates if not candidate.exists())
+
+
+def run_command(name: str, task: Callable[[Any], Any], check: Callable[[Any], None] | None = None) -> None:
+    """Run `task` on the settings of `conf/<name>.yaml` and the command line.
+
+    Composes and checks first: a user's mistake is one line on stderr and exit code 2, with no folder made. Then Hydra
+    takes over (run folder, --multirun, --cfg, completion). `check` sees the typed settings before Hydra does.
+    """
+    arguments = sys.argv[1:]
+    if {"--help", "-h"} & set(arguments):
+        print(help_text(name))
+        return
+    if not any(argument.startswith(HYDRA_FLAGS) for argument in arguments):
+        try:
+            sys.argv[1:] = prepare_arguments(name, arguments, check)
+        except UserError as error:
+            print(f"pneumonia.{name}: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+    try:
+        hand_to_hydra(name, task)
+    finally:
+        sys.argv[1:] = arguments
+
+
+def prepare_arguments(name: str, arguments: list[str], check: Callable[[Any], None] | None) -> list[str]:
+    """Check every run that the arguments ask for; for a single run, name its unused folder. Raises UserError."""
+    multirun = bool({"-m", "--multirun"} & set(arguments))
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    unknown = [flag for flag in flags if flag not in ("-m", "--multirun")]
+    if unknown:
+        raise UserError(f"{unknown[0]}: there is no such flag; settings are typed as key=value (see --help).")
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    config = None
+    for single in single_runs(overrides) if multirun else [overrides]:
+        config = compose(name, single)
+        check_open_sets(name, single)
+        settings = typed(name, config)
+        if check is not None:
+            check(settings)
+    assert config is not None
+    folder = Path(config.hydra.sweep.dir if multirun else config.hydra.run.dir)
+    writable_folder(folder)
+    if multirun or any(override.startswith("hydra.run.dir=") for override in overrides):
+        return arguments
+    return [*arguments, f"hydra.run.dir='{unused_folder(folder)}'"]
+
+
+def hand_to_hydra(name: str, task: Callable[[Any], Any]) -> None:
+    """Let Hydra make the run folder and call the task; a UserError inside it stays one line."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    def job(config: DictConfig) -> Any:
+        try:
+            return task(typed(name, config))
+        except UserError as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            log.error("pneumonia.%s: %s", name, error)
+            discard_unstarted(Path(HydraConfig.get().runtime.output_dir))
+            raise SystemExit(2) from None
+
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
+
+
+def discard_unstarted(folder: Path) -> None:
+    """Remove a run folder in which nothing but Hydra's own files and the log stands: the run never started."""
+    if all(entry.name == ".hydra" or entry.suffix == ".log" for entry in folder.iterdir()):
+        logging.shutdown()
+        shutil.rmtree(folder)

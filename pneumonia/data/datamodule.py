@@ -1,0 +1,96 @@
+"""The LightningDataModule: it only wires records, decoding, augmentation and loaders."""
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from pneumonia.data.dataset import Batch, EpochSampler, FilmDataset
+from pneumonia.data.decode import read_film
+from pneumonia.data.records import Record
+from pneumonia.data.transforms import Augmentation
+
+
+class FilmDataModule(L.LightningDataModule):
+    """Loaders over `records` (paths relative to `root`): train shuffled and augmented, val and test in record order."""
+
+    def __init__(
+        self,
+        root: Path,
+        records: Sequence[Record],
+        augment: Sequence[Mapping[str, Any]],
+        *,
+        image_size: int,
+        resize: str,
+        batch_size: int,
+        num_workers: int | None,
+        balance: str,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.records = {split: [r for r in records if r.split == split] for split in ("train", "val", "test")}
+        self.batch_size = batch_size
+        self.num_workers = default_workers() if num_workers is None else num_workers
+        self.balance = balance
+        self.seed = seed
+        self.datasets = {
+            split: FilmDataset(
+                partial(read_nth, root, films, image_size, resize),
+                [film.label for film in films],
+                Augmentation(augment if split == "train" else []),
+                seed,
+            )
+            for split, films in self.records.items()
+        }
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        label = self.datasets["train"].label
+        weight = balanced(label) if self.balance == "weighted_sampler" else None
+        return self._loader("train", shuffle=True, weight=weight)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self._loader("test")
+
+    def _loader(self, split: str, *, shuffle: bool = False, weight: np.ndarray | None = None) -> DataLoader[Batch]:
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        dataset = self.datasets[split]
+        return DataLoader(
+            dataset,
+            self.batch_size,
+            sampler=EpochSampler(len(dataset), self.seed, shuffle, weight, rank, world),
+            collate_fn=as_it_is,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def as_it_is(batch: Batch) -> Batch:
+    """The data set makes whole batches; there is nothing to collate."""
+    return batch
+
+
+def read_nth(root: Path, films: Sequence[Record], size: int, resize: str, index: int) -> np.ndarray:
+    """Film number `index` as uint8 [size, size]."""
+    return read_film(root, films[index], size, resize)
+
+
+def balanced(label: np.ndarray) -> np.ndarray:
+    """Weight [N] that gives both classes the same chance to be drawn."""
+    positive = label.mean()
+    return np.where(label == 1, 1 / positive, 1 / (1 - positive))
+
+
+def default_workers() -> int:
+    """Loader processes for the cores at hand: none on a CPU that trains by itself, up to 8 beside a GPU."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, max(1, cores - 1)) if torch.cuda.is_available() else cores // 4

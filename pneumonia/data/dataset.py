@@ -1,0 +1,81 @@
+"""Films and the order in which they are drawn.
+
+The sampler hands out (epoch, index), so a loader process that lives through many epochs always knows which augmentation
+a film gets. A batch is made whole: {"image": uint8 [N, 1, S, S], "target": float32 [N], "index": int64 [N]}.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from pneumonia.data.transforms import Augmentation
+
+Batch = dict[str, Tensor]
+Key = tuple[int, int]
+
+
+class FilmDataset(Dataset[Batch]):
+    """Films of one split; `read(index)` gives uint8 [S, S]."""
+
+    def __init__(self, read: Callable[[int], np.ndarray], label: Sequence[int], augmentation: Augmentation, seed: int) -> None:
+        self.read = read
+        self.label = np.asarray(label, np.float32)
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        """The batch of these (epoch, index) keys."""
+        cv2.setNumThreads(0)  # the loader's processes are the parallel part
+        index = np.array([index for _, index in keys])
+        films = np.stack([self.augmentation(self.read(i), self.seed, epoch, i) for epoch, i in keys])
+        return {
+            "image": torch.from_numpy(films).unsqueeze(1),
+            "target": torch.from_numpy(self.label[index]),
+            "index": torch.from_numpy(index),
+        }
+
+
+class EpochSampler(Sampler[Key]):
+    """(epoch, index) of `size` films: in order, shuffled from (seed, epoch), or drawn with replacement by `weight`.
+
+    Of several processes each takes every `world`-th film from `rank` on. When shuffled, the last films are dropped so
+    that all have equally many; in order, nothing is dropped or repeated.
+    """
+
+    def __init__(
+        self, size: int, seed: int, shuffle: bool, weight: np.ndarray | None = None, rank: int = 0, world: int = 1
+    ) -> None:
+        self.size = size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.weight = weight
+        self.rank = rank
+        self.world = world
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size // self.world if self.shuffle else len(range(self.rank, self.size, self.world))
+
+    def __iter__(self) -> Iterator[Key]:
+        order = self.order()[self.rank :: self.world][: len(self)]
+        return ((self.epoch, index) for index in order.tolist())
+
+    def order(self) -> np.ndarray:
+        """Indices [size] of this epoch, before they are shared out."""
+        if not self.shuffle:
+            return np.arange(self.size)
+        generator = np.random.default_rng((self.seed, self.epoch))
+        if self.weight is None:
+            return generator.permutation(self.size)
+        return generator.choice(self.size, self.size, p=self.weight / self.weight.sum())

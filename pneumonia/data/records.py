@@ -1,0 +1,206 @@
+"""One record per film: where it lies, what it shows, whose it is, and what its file is.
+
+Layout    <root>/{train,test}/{NORMAL,PNEUMONIA}/*.{jpeg,jpg,png}; an official <root>/val is read as train.
+Names     person1000_bacteria_2931.jpeg, person441_virus_900.jpeg, IM-0115-0001.jpeg, NORMAL2-IM-1423-0001.jpeg.
+Patient   strict: (prefix, subtype, id); conservative: (prefix, id); none: every film its own. Which of the first two
+          is a child's true identity is not proven; the numbering is most likely per subtype, hence the default strict.
+Source    Kermany et al. 2018, doi:10.17632/rscbjbr9sj (CC BY 4.0).
+"""
+
+import csv
+import hashlib
+import io
+import os
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from pneumonia.config import UserError, nearest
+
+CLASSES = ("NORMAL", "PNEUMONIA")
+SPLITS = ("train", "val", "test")
+SUFFIXES = (".jpeg", ".jpg", ".png")
+EXPECTED = "<root>/{train,test}/{NORMAL,PNEUMONIA}/*.{jpeg,jpg,png}"
+PATTERNS = (
+    re.compile(r"(?P<prefix>person)(?P<id>\d+)_(?P<subtype>bacteria|virus)_\d+"),
+    re.compile(r"(?P<prefix>(?:NORMAL2-)?IM)-(?P<id>\d+)-\d+"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One film. `path` is relative to the data root where it lies below it; width and height are native pixels."""
+
+    path: str
+    label: int
+    patient: str
+    subtype: str = ""
+    split: str = ""
+    width: int = 0
+    height: int = 0
+    mode: str = ""
+    bytes: int = 0
+    sha256: str = ""
+
+
+def parse_name(stem: str, patient_key: str) -> tuple[str, str] | None:
+    """(patient, subtype) from a film's file name without suffix, or None when it follows no known pattern."""
+    match = next((m for m in (pattern.match(stem) for pattern in PATTERNS) if m), None)
+    if match is None:
+        return None
+    parts = match.groupdict()
+    subtype = parts.get("subtype") or ""
+    prefix = [parts["prefix"], subtype] if subtype and patient_key == "strict" else [parts["prefix"]]
+    return "-".join([*prefix, parts["id"]]), subtype
+
+
+def name_record(path: str, label: int, split: str, patient_key: str) -> tuple[Record, bool]:
+    """The record that a file name gives, and whether the name was understood; else the film is its own patient."""
+    parsed = parse_name(Path(path).stem, patient_key)
+    patient, subtype = parsed or (path, "")
+    return Record(path, label, path if patient_key == "none" else patient, subtype, split), parsed is not None
+
+
+def scan_folder(root: Path, patient_key: str) -> tuple[list[Record], list[str]]:
+    """Records of every film under `root` (not yet opened; split train or test), and the names not understood.
+
+    Raises UserError for a missing root, split or class folder, an empty one, or a third class.
+    """
+    if not root.is_dir():
+        raise UserError(f"data.root={root}: no such folder; expected {EXPECTED}. Set data.root=/path/to/chest_xray, leave it out to download the films, or try data=synthetic.")
+    records, unknown = [], []
+    for folder in ("train", "val", "test"):
+        if folder == "val" and not (root / folder).is_dir():
+            continue
+        for label, path in class_files(root, folder):
+            relative = path.relative_to(root).as_posix()
+            record, understood = name_record(relative, label, "test" if folder == "test" else "train", patient_key)
+            records.append(record)
+            unknown += [] if understood else [relative]
+    return records, unknown
+
+
+def class_files(root: Path, split: str) -> list[tuple[int, Path]]:
+    """(label, path) of each film below <root>/<split>, in name order. Raises UserError for a folder that does not fit."""
+    folder = root / split
+    found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith((".", "_"))) if folder.is_dir() else []
+    if extra := [name for name in found if name not in CLASSES]:
+        raise UserError(f"{folder / extra[0]}: a third class; expected just {' and '.join(CLASSES)} in {folder}{nearest(extra[0], CLASSES)} Move it elsewhere.")
+    pairs = []
+    for label, name in enumerate(CLASSES):
+        files = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+        if not files and split != "val":
+            what = "has no films" if (folder / name).is_dir() else "is missing"
+            raise UserError(f"data.root={root}: the folder {split}/{name} {what}; expected {EXPECTED}. Both classes are needed in train and test.")
+        pairs += [(label, file) for file in files]
+    return pairs
+
+
+def read_manifest(file: Path, root: Path, patient_key: str) -> tuple[list[Record], list[str]]:
+    """Records of a list of films (path, label, patient, optional split and subtype), and the names not understood.
+
+    A patient or subtype that is empty comes from the file name. Raises UserError with the line at fault.
+    """
+    rows = read_rows(file)
+    records, unknown, lines = [], [], {}
+    for line, row in enumerate(rows, start=2):
+        path = row["path"]
+        if path in lines:
+            raise UserError(f"{file}, line {line}: {path} stands already in line {lines[path]}; each film must stand there once.")
+        lines[path] = line
+        record, understood = name_record(path, manifest_label(file, line, row["label"]), manifest_split(file, line, row), patient_key)
+        given = (row.get("patient") or "").strip()
+        if patient_key != "none" and given:
+            record = replace(record, patient=given)
+        records.append(replace(record, subtype=row.get("subtype") or record.subtype, sha256=row.get("sha256") or ""))
+        unknown += [] if understood or given else [path]
+    return records, unknown
+
+
+def read_rows(file: Path) -> list[dict[str, str]]:
+    """The rows of a manifest. Raises UserError when it is missing, not text, empty or lacks a column."""
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            rows, columns = list(reader), reader.fieldnames or []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"data.manifest={file}: can't be read ({error}); expected a CSV with path,label,patient[,split,subtype].") from error
+    if lacking := [name for name in ("path", "label", "patient") if name not in columns]:
+        raise UserError(f"data.manifest={file}: no column {lacking[0]}; expected path,label,patient[,split,subtype], got {','.join(columns)}.")
+    if not rows:
+        raise UserError(f"data.manifest={file}: no films in it; expected a row per film.")
+    return rows
+
+
+def manifest_label(file: Path, line: int, text: str) -> int:
+    """0 or 1 from 0, 1, NORMAL or PNEUMONIA."""
+    names = {"0": 0, "1": 1, "NORMAL": 0, "PNEUMONIA": 1}
+    if (text or "").strip().upper() not in names:
+        raise UserError(f"{file}, line {line}: label={text}: expected 0 or NORMAL, 1 or PNEUMONIA.")
+    return names[text.strip().upper()]
+
+
+def manifest_split(file: Path, line: int, row: dict[str, str]) -> str:
+    """train, val or test; train where the column is empty or not there."""
+    split = (row.get("split") or "train").strip()
+    if split not in SPLITS:
+        raise UserError(f"{file}, line {line}: split={split}: expected one of {', '.join(SPLITS)}.")
+    return split
+
+
+def inspect_films(root: Path, records: Sequence[Record]) -> tuple[list[Record], list[tuple[str, str]]]:
+    """Open every film once, in parallel: records with size, mode, bytes and hash, and (path, reason) of the bad ones."""
+    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+        results = list(tqdm(pool.map(lambda r: inspect(root / r.path, r), records), "checking films", len(records), leave=False, disable=None))
+    bad = [(record.path, result) for record, result in zip(records, results, strict=True) if isinstance(result, str)]
+    return [result for result in results if isinstance(result, Record)], bad
+
+
+def inspect(path: Path, record: Record) -> Record | str:
+    """`record` with what its file says, or the reason why the film can't be used. Decodes the whole file."""
+    try:
+        content = path.read_bytes()
+        if not content:
+            return "zero bytes"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image:
+                mode, (width, height) = image.mode, image.size
+                if image.format == "JPEG":
+                    image.draft(None, (width // 8, height // 8))  # the whole stream is read all the same
+                image.load()
+    except FileNotFoundError:
+        return "no such file"
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return f"a decompression bomb: more than {Image.MAX_IMAGE_PIXELS:,} pixels"
+    except Image.UnidentifiedImageError:
+        return "not a JPEG or PNG image"
+    except (OSError, SyntaxError, ValueError) as error:
+        return str(error)
+    digest = hashlib.sha256(content).hexdigest()
+    if record.sha256 and record.sha256 != digest:
+        return "changed since the manifest was written (another SHA-256)"
+    return replace(record, width=width, height=height, mode=mode, bytes=len(content), sha256=digest)
+
+
+def bad_files_message(bad: Sequence[tuple[str, str]], shown: int = 10) -> str:
+    """The films that can't be used, by name, and the ways out."""
+    lines = [f"  {path}: {reason}" for path, reason in bad[:shown]]
+    more = [f"  ... and {len(bad) - shown} more"] if len(bad) > shown else []
+    return "\n".join([f"{len(bad)} films can't be used:", *lines, *more, "Mend or remove them, or leave them out with data.on_bad_file=skip."])
+
+
+def write_manifest(file: Path, records: Iterable[Record]) -> None:
+    """Write manifest.csv through a temporary name; reading it back gives the same records."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    with temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, [field.name for field in fields(Record)])
+        writer.writeheader()
+        writer.writerows(asdict(record) for record in records)
+    os.replace(temporary, file)

@@ -1,0 +1,111 @@
+"""Train and validation from the training films: stratified by class, grouped by patient, duplicates on one side.
+
+A group is what must not be torn apart: films of one patient, and films with the same bytes. Everything is drawn from a
+seed over groups in name order, so the order in which a disk lists its files changes nothing.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from pneumonia.config import UserError
+from pneumonia.data.records import CLASSES, SPLITS, Record
+
+
+def split_by_patient(
+    records: Sequence[Record], fraction: float, seed: int, folds: int | None = None, fold: int | None = None
+) -> list[Record]:
+    """`records` with split train, val or test; test records, and a split that names val already, stay as they are.
+
+    `fraction` of each class validates; with `folds`, fold number `fold` of k does. Raises UserError when there are too
+    few patients to have both classes on both sides.
+    """
+    if any(record.split == "val" for record in records):
+        check_splits(records)
+        return list(records)
+    development = sorted((r for r in records if r.split == "train"), key=lambda r: r.path)
+    group = groups_of(development)
+    label = np.array([record.label for record in development])
+    check_enough(label, group, folds or 2)
+    if folds is None:
+        validates = choose(label, group, fraction, seed)
+    else:
+        assert fold is not None
+        validates = choose_fold(label, group, folds, fold, seed)
+    moved = {r.path: replace(r, split="val") for r, chosen in zip(development, validates, strict=True) if chosen}
+    result = [moved.get(record.path, record) for record in records]
+    check_splits(result)
+    return result
+
+
+def groups_of(records: Sequence[Record]) -> np.ndarray:
+    """Group number [N] of each record: records linked by a patient or by the same bytes, in any chain, share one."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    names: dict[str, int] = {}
+    edges = [
+        (row, names.setdefault(key, len(names)))
+        for row, record in enumerate(records)
+        for key in (f"patient {record.patient}", f"bytes {record.sha256 or record.path}")
+    ]
+    rows, columns = np.array(edges).T
+    size = len(records) + len(names)
+    graph = coo_matrix((np.ones(len(edges)), (rows, columns + len(records))), shape=(size, size))
+    return connected_components(graph, directed=False)[1][: len(records)]
+
+
+def check_enough(label: np.ndarray, group: np.ndarray, needed: int) -> None:
+    """Raise UserError unless every class has `needed` groups."""
+    for number, name in enumerate(CLASSES):
+        patients = len(np.unique(group[label == number]))
+        if patients < needed:
+            raise UserError(
+                f"Too few patients to split: {name} has {patients} in train, at least {needed} are needed. "
+                "Add films, lower data.folds, or type data.patient_key=none if the films really are of different children."
+            )
+
+
+def choose(label: np.ndarray, group: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Mask [N] of the validation films: shuffled groups are taken while no class goes over its share."""
+    counts = np.zeros((group.max() + 1, len(CLASSES)), int)
+    np.add.at(counts, (group, label), 1)
+    total = counts.sum(0)
+    quota = np.clip(np.rint(total * fraction), 1, total - 1)
+    taken, chosen = np.zeros(len(CLASSES), int), np.zeros(len(counts), bool)
+    for index in np.random.default_rng(seed).permutation(len(counts)):
+        if (taken + counts[index] <= quota).all():
+            chosen[index] = True
+            taken += counts[index]
+    return chosen[group]
+
+
+def choose_fold(label: np.ndarray, group: np.ndarray, folds: int, fold: int, seed: int) -> np.ndarray:
+    """Mask [N] of the films of fold `fold` of `folds`; over all folds each film validates once."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    parts = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(label, label, group)
+    mask = np.zeros(len(label), bool)
+    mask[list(parts)[fold][1]] = True
+    return mask
+
+
+def check_splits(records: Sequence[Record]) -> None:
+    """Raise UserError unless train and val hold both classes, and test too where there are test films."""
+    for split in SPLITS:
+        present = {record.label for record in records if record.split == split}
+        if len(present) < len(CLASSES) and (present or split != "test"):
+            lacking = ", ".join(name for number, name in enumerate(CLASSES) if number not in present)
+            raise UserError(f"The {split} split has no {lacking} films; both classes are needed. Add films or patients, or change data.val_fraction.")
+
+
+def class_counts(records: Iterable[Record]) -> dict[str, dict[str, int]]:
+    """{split: {class: films}} in the order train, val, test."""
+    counts = Counter((record.split, record.label) for record in records)
+    return {
+        split: {name: counts[split, number] for number, name in enumerate(CLASSES)}
+        for split in SPLITS
+        if any(counts[split, number] for number in range(len(CLASSES)))
+    }

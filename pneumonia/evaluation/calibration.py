@@ -1,0 +1,39 @@
+"""Temperature scaling: one number, fitted on validation, that makes probabilities honest and changes no ranking.
+
+Source  Guo et al. 2017, arXiv:1706.04599, section 4.2: probability = sigmoid(logit / T), T minimises the log loss.
+Units   logit float [N], natural log odds of class 1; temperature > 0, above 1 where the model is too sure of itself.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.optimize import minimize_scalar
+from scipy.special import expit
+
+from pneumonia.evaluation.checks import Floats, checked_label, checked_score
+
+LOG_TEMPERATURE = (-np.log(100), np.log(100))  # T from 0.01 to 100
+
+
+def fit_temperature(label: ArrayLike, logit: ArrayLike) -> float | None:
+    """The temperature with the smallest mean log loss; None where no finite positive one is best.
+
+    That is so with one class only, with every film on the right side of logit 0 (the best T is 0), and with logits that
+    on average point the wrong way (the best T is infinite). The caller then leaves the probabilities as they are.
+    """
+    truth = checked_label(label)
+    margin = np.where(truth == 1, 1.0, -1.0) * checked_score("logit", logit, truth.size)
+    if not 0 < truth.sum() < truth.size or margin.min() >= 0 or margin.mean() <= 0:
+        return None
+
+    def mean_log_loss(log_temperature: float) -> float:
+        return float(np.logaddexp(0, -margin / np.exp(log_temperature)).mean())
+
+    found = minimize_scalar(mean_log_loss, bounds=LOG_TEMPERATURE, method="bounded", options={"xatol": 1e-9})
+    return float(np.exp(found.x))
+
+
+def apply_temperature(logit: ArrayLike, temperature: float) -> Floats:
+    """sigmoid(logit / temperature), [N]; no overflow for any finite logit."""
+    if not 0 < temperature < np.inf:
+        raise ValueError(f"temperature={temperature}: expected a positive number. Set temperature=1 to leave it out.")
+    return np.asarray(expit(np.asarray(logit, dtype=np.float64) / temperature))

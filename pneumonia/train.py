@@ -1,0 +1,23 @@
+"""python -m pneumonia.train: train, test and monitor one model."""
+
+from pneumonia.config import TrainConfig, run_command
+
+
+def check(config: TrainConfig) -> None:
+    from pneumonia.workflows.films import preflight  # decodes headers and splits; still no torch
+
+    preflight(config)
+
+
+def task(config: TrainConfig) -> float:
+    from pneumonia.workflows.experiment import fit_and_test  # torch loads here, after --help has answered
+
+    return fit_and_test(config)
+
+
+def main() -> None:
+    run_command("train", task, check)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""What happens beside the training step; each callback does one thing."""
+
+import csv
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from pneumonia.config import UserError
+from pneumonia.evaluation.metrics import confusion
+from pneumonia.models.vgg import VGG
+from pneumonia.report.figures import confusion_matrix
+from pneumonia.training.classifier import Classifier
+
+log = logging.getLogger(__name__)
+
+COLUMNS = (
+    "epoch", "step", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/auroc", "val/average_precision",
+    "val/sensitivity", "val/specificity", "learning_rate", "images_per_second",
+)  # fmt: skip
+
+
+class NonFiniteLoss(UserError):
+    """The loss became nan or infinite."""
+
+
+class StopOnNonFiniteLoss(L.Callback):
+    """Stop before a nan or infinite loss reaches a checkpoint, and say at which step it first appeared.
+
+    The step is kept on the device and looked at every `every` steps, so that no step waits for it.
+    """
+
+    def __init__(self, folder: Path, every: int = 50) -> None:
+        self.folder = folder
+        self.every = every
+        self.first: Tensor | None = None
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        loss = outputs["loss"].detach()
+        first = torch.full_like(loss, math.inf) if self.first is None else self.first
+        self.first = torch.where(loss.isfinite(), first, first.clamp(max=float(trainer.global_step)))
+        if (batch_idx + 1) % self.every == 0:
+            self.look(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.look(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.look(trainer)
+
+    def look(self, trainer: L.Trainer) -> None:
+        """Raise NonFiniteLoss if a step so far had a loss that is not finite."""
+        if self.first is None or math.isinf(step := float(self.first)):
+            return
+        saved = self.folder / "best.ckpt"
+        kept = f"the last good checkpoint is {saved}" if saved.exists() else "no epoch was finished, so no checkpoint is kept"
+        raise NonFiniteLoss(
+            f"The loss became nan or infinite at step {step:.0f} (epoch {trainer.current_epoch}); {kept}. "
+            "Try a lower optimizer.lr, gradient_clip=1.0, or trainer.precision=32-true."
+        )
+
+
+class UnfreezeAt(L.Callback):
+    """Let all of a VGG16's blocks learn from `epoch` on; before that those it was built with stay frozen."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        net = cast(Classifier, pl_module).net
+        if trainer.current_epoch >= self.epoch and isinstance(net, VGG):
+            net.train_blocks(5)
+
+
+class ReseedEachStep(L.Callback):
+    """Dropout's random numbers come from (seed, step) alone, so that a resumed run draws what an unbroken one draws."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        torch.manual_seed(int(np.random.SeedSequence((self.seed, trainer.global_step)).generate_state(1, np.uint64)[0]))
+
+
+class History(L.Callback):
+    """One row an epoch in metrics.csv, and one plain line in the log: what the epoch reached and how fast it went."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.started = 0.0
+        self.films = 0
+        self.row: dict[str, float] = {}
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.started, self.films = time.perf_counter(), 0
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.films += len(batch["target"])
+        if batch_idx + 1 == trainer.num_training_batches:  # validation runs inside the epoch: stop the clock before it
+            seconds = time.perf_counter() - self.started
+            self.row = {
+                "images_per_second": self.films * trainer.world_size / seconds,
+                "learning_rate": float(trainer.optimizers[0].param_groups[0]["lr"]),
+            }
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        pl_module.log_dict(self.row, rank_zero_only=True)
+        values = {name: float(value) for name, value in trainer.callback_metrics.items() if name in COLUMNS}
+        row = {"epoch": trainer.current_epoch, "step": trainer.global_step} | values | self.row
+        if trainer.is_global_zero:
+            append_row(self.file, row)
+            log_on_terminal(epoch_line(row, trainer.max_epochs or 0))
+
+
+def append_row(file: Path, row: dict[str, float]) -> None:
+    """Append a row to metrics.csv, with the header when it is the first; an undefined value stays empty."""
+    new = not file.exists()
+    with file.open("a", newline="") as stream:
+        writer = csv.DictWriter(stream, COLUMNS, restval="")
+        if new:
+            writer.writeheader()
+        writer.writerow({name: "" if math.isnan(value) else value for name, value in row.items()})
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def read_history(file: Path) -> list[dict[str, float | None]]:
+    """The rows of metrics.csv; an empty value is None. No file gives no rows."""
+    if not file.exists():
+        return []
+    with file.open(newline="") as stream:
+        return [{name: float(value) if value else None for name, value in row.items()} for row in csv.DictReader(stream)]
+
+
+def epoch_line(row: dict[str, float], epochs: int) -> str:
+    """One line a person can read."""
+    parts = [f"{name} {row[name]:.4f}" for name in COLUMNS[2:10] if name in row]
+    return f"epoch {row['epoch'] + 1:.0f}/{epochs}  {'  '.join(parts)}  {row['images_per_second']:,.0f} images/s"
+
+
+def log_on_terminal(line: str) -> None:
+    """Into the log; where a progress bar owns the terminal, above the bar."""
+    if not sys.stdout.isatty():
+        log.info(line)
+        return
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    with logging_redirect_tqdm():
+        log.info(line)
+
+
+class TensorBoardPictures(L.Callback):
+    """Into TensorBoard: the first augmented batch, and after each validation the confusion matrix and the PR curve."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == 0:
+            self.write(trainer, lambda writer: writer.add_images("train/augmented", batch["image"][:16].cpu(), 0))
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        probability, target = (scores.cpu().numpy() for scores in cast(Classifier, pl_module).validation_scores())
+        counts = confusion(target, probability, 0.5)
+        figure = confusion_matrix(**counts, title=f"Validation, epoch {trainer.current_epoch + 1}")
+        step = trainer.global_step
+        self.write(trainer, lambda writer: writer.add_figure("val/confusion_matrix", figure, step))
+        self.write(trainer, lambda writer: writer.add_pr_curve("val/precision_recall", target, probability, step))
+
+    def write(self, trainer: L.Trainer, add: Callable[[SummaryWriter], None]) -> None:
+        """Hand the event writer to `add`, in the process that writes."""
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                add(logger.experiment)
+
+
+def best_checkpoint(folder: Path, objective: str) -> ModelCheckpoint:
+    """best.ckpt: weights and model spec of the epoch with the best `objective`; of equal ones the first."""
+    return ModelCheckpoint(
+        folder, "best", objective, mode=mode_of(objective), save_weights_only=True, enable_version_counter=False,
+        auto_insert_metric_name=False, save_on_train_epoch_end=False,
+    )  # fmt: skip
+
+
+def last_checkpoint(folder: Path) -> ModelCheckpoint:
+    """last.ckpt: all that resuming needs, after every epoch."""
+    return ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True)
+
+
+def mode_of(objective: str) -> str:
+    """min for a loss, max for the rest."""
+    return "min" if objective.endswith("loss") else "max"

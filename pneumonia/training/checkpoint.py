@@ -1,0 +1,53 @@
+"""Checkpoints that are whole or not there, and that hold nothing but tensors and plain values."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from pneumonia.config import UserError
+from pneumonia.training.classifier import Classifier
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, syncs, then renames: a kill or a full disk leaves the former checkpoint whole."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            with temporary.open("wb") as stream:
+                torch.save(checkpoint, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def load_classifier(path: Path) -> Classifier:
+    """The classifier of a checkpoint, on the CPU in eval mode; nothing but tensors and plain values is unpickled.
+
+    Raises UserError when the file is missing, no checkpoint of this project, or damaged.
+    """
+    if not path.is_file():
+        raise UserError(f"checkpoint={path}: no such file; expected <run>/checkpoints/best.ckpt.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        spec, state = dict(checkpoint["hyper_parameters"]), checkpoint["state_dict"]
+    except Exception as error:  # torch.load raises many kinds on a file that is not its own
+        raise UserError(f"checkpoint={path} is not a checkpoint of this project ({type(error).__name__}); expected <run>/checkpoints/best.ckpt.") from error
+    classifier = Classifier(**spec | {"model": without_download(spec["model"])})
+    try:
+        classifier.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"checkpoint={path}: its weights don't fit the model that it names ({str(error).splitlines()[0]})") from error
+    return classifier.eval()
+
+
+def without_download(model: dict[str, Any]) -> dict[str, Any]:
+    """The model spec with no weights to fetch: the checkpoint's own take their place."""
+    return model | {"weights": None} if "weights" in model else model

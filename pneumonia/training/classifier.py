@@ -1,0 +1,133 @@
+"""One LightningModule for every network: one logit, binary cross-entropy, metrics on the device."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import (
+    BinaryAccuracy,
+    BinaryAUROC,
+    BinaryAveragePrecision,
+    BinaryRecall,
+    BinarySpecificity,
+)
+from torchmetrics.utilities import dim_zero_cat
+
+from pneumonia.build import build
+from pneumonia.data.dataset import Batch
+
+
+class Classifier(L.LightningModule):
+    """uint8 [N, 1, S, S] -> logit [N]; positive means pneumonia.
+
+    Its hyperparameters are plain values (`model`, `optimizer`, `schedule` are specs for build), so that a checkpoint
+    loads under weights_only=True. `net` takes float [N, 3, S, S] in [0, 1].
+    """
+
+    def __init__(
+        self,
+        model: dict[str, Any],
+        optimizer: dict[str, Any],
+        schedule: dict[str, Any],
+        positive_weight: float = 1.0,
+        label_smoothing: float = 0.0,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net: nn.Module = build("model", model)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.net.to(memory_format=self.memory_format)
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.label_smoothing = label_smoothing
+        self.register_buffer("positive_weight", torch.tensor(positive_weight), persistent=False)
+        self.train_metrics = MetricCollection({"accuracy": BinaryAccuracy()}, prefix="train/")
+        self.val_metrics = MetricCollection(
+            {
+                "accuracy": BinaryAccuracy(),
+                "auroc": BinaryAUROC(),
+                "average_precision": BinaryAveragePrecision(),
+                "sensitivity": BinaryRecall(),
+                "specificity": BinarySpecificity(),
+            },
+            prefix="val/",
+        )
+        self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
+
+    def forward(self, film: Tensor) -> Tensor:
+        """uint8 [N, 1, S, S] -> logit float32 [N]; the repeat to three channels happens here, on the device."""
+        image = (film.float() / 255).expand(-1, 3, -1, -1).contiguous(memory_format=self.memory_format)
+        return self.net(image).float()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        logit, target = self(batch["image"]), batch["target"]
+        smooth = target * (1 - self.label_smoothing) + self.label_smoothing / 2
+        loss = binary_cross_entropy_with_logits(logit, smooth, pos_weight=self.positive_weight)
+        self.train_loss.update(loss.detach(), len(target))
+        self.train_metrics.update(logit.detach().sigmoid(), target.int())
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if batch_idx + 1 == self.trainer.num_training_batches:  # before validation, so that both stand in one row
+            values = closed(self.train_metrics) | {"train/loss": closed_mean(self.train_loss)}
+            self.log_dict(values, on_step=False, on_epoch=True)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        logit, target = self(batch["image"]), batch["target"]
+        self.val_loss.update(binary_cross_entropy_with_logits(logit, target), len(target))
+        self.val_metrics.update(logit.sigmoid(), target.int())  # probabilities: torchmetrics would guess at logits
+
+    def on_validation_epoch_end(self) -> None:
+        one_class = self.validation_scores()[1].unique().numel() < 2
+        values = closed(self.val_metrics) | {"val/loss": closed_mean(self.val_loss)}
+        if one_class:  # torchmetrics would say 0
+            values |= {"val/auroc": torch.tensor(torch.nan), "val/average_precision": torch.tensor(torch.nan)}
+        shown = ("val/loss", "val/accuracy", "val/auroc")
+        self.log_dict({name: values[name] for name in shown}, prog_bar=True)
+        self.log_dict({name: value for name, value in values.items() if name not in shown})
+
+    def validation_scores(self) -> tuple[Tensor, Tensor]:
+        """(probability [N], target [N]) of the validation films seen since the last epoch."""
+        curve = self.val_metrics["auroc"]
+        assert isinstance(curve, BinaryAUROC)
+        return dim_zero_cat(curve.preds), dim_zero_cat(curve.target)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        return {"index": batch["index"], "logit": self(batch["image"])}
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        groups = parameter_groups(self.net, self.optimizer.get("weight_decay", 0.0))
+        optimizer = build("optimizer", self.optimizer | {"fused": True}, params=groups)
+        total = int(self.trainer.estimated_stepping_batches)
+        epochs = self.trainer.max_epochs or 1
+        factor = build("schedule", self.schedule, steps_per_epoch=max(1, total // epochs), total_steps=total)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+
+def closed(metrics: MetricCollection) -> dict[str, Tensor]:
+    """The values of this epoch over all processes; the metrics begin anew."""
+    values = metrics.compute()
+    metrics.reset()
+    return values
+
+
+def closed_mean(metric: MeanMetric) -> Tensor:
+    """The mean of this epoch over all processes; the metric begins anew."""
+    value: Tensor = metric.compute()
+    metric.reset()
+    return value
+
+
+def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Kernels of every layer but the last decay; biases, norms and the output layer do not (as in the notebooks' l2)."""
+    parameters = list(net.parameters())
+    output = {id(parameter) for parameter in parameters[-2:]}
+    decays = [p for p in parameters if p.ndim > 1 and id(p) not in output]
+    chosen = {id(parameter) for parameter in decays}
+    rest = [p for p in parameters if id(p) not in chosen]
+    return [{"params": decays, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]

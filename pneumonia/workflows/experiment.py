@@ -1,0 +1,244 @@
+"""Train, test and monitor one model: what `python -m pneumonia.train` does from start to end."""
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from pneumonia.config import TrainConfig, TrainerConfig, UserError
+from pneumonia.data.datamodule import FilmDataModule
+from pneumonia.data.records import write_manifest
+from pneumonia.data.split import class_counts
+from pneumonia.training.callbacks import (
+    History,
+    ReseedEachStep,
+    StopOnNonFiniteLoss,
+    TensorBoardPictures,
+    UnfreezeAt,
+    best_checkpoint,
+    last_checkpoint,
+    mode_of,
+)
+from pneumonia.training.checkpoint import AtomicCheckpointIO, load_classifier
+from pneumonia.training.classifier import Classifier
+from pneumonia.workflows.films import Films, films_of
+from pneumonia.workflows.pictures import draw_after, draw_before
+from pneumonia.workflows.predictions import predict, summarize, write_predictions
+from pneumonia.workflows.record import RunRecord, write_json
+
+log = logging.getLogger(__name__)
+
+
+def fit_and_test(config: TrainConfig) -> float:
+    """Fit, predict val and test with the best weights, and leave a run folder that explains itself; the objective."""
+    quiet()
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    films = films_of(config.data, config.seed)
+    describe(films)
+    L.seed_everything(config.seed, verbose=False)
+    datamodule = build_datamodule(config, films)
+    classifier = build_classifier(config, films)
+    trainer = build_trainer(config, folder)
+    record = start_record(config, folder, films, classifier, trainer)
+    try:
+        write_manifest(folder / "manifest.csv", films.records)
+        draw_before(folder, films, datamodule, classifier)
+        trainer.fit(classifier, datamodule, weights_only=True)
+        objective = test_best(config, folder, films, datamodule, trainer, record)
+    except BaseException as error:
+        end_early(record, folder, error)
+        raise
+    record.end("finished")
+    log.info("%s", folder)
+    return objective
+
+
+def describe(films: Films) -> None:
+    """Counts of every split, and what is doubtful, on the terminal and in the log."""
+    log.info("films in %s", films.root)
+    for split, counts in class_counts(films.records).items():
+        total = sum(counts.values())
+        shares = "  ".join(f"{name} {count:,} ({100 * count / total:.1f} %)" for name, count in counts.items())
+        log.info("  %-5s %6d films of %5d patients:  %s", split, total, len({r.patient for r in films.of(split)}), shares)
+    for note in films.warnings:
+        log.warning(note)
+
+
+def build_datamodule(config: TrainConfig, films: Films) -> FilmDataModule:
+    data = config.data
+    return FilmDataModule(
+        films.root, films.records, config.augment["steps"], image_size=data.image_size, resize=data.resize,
+        batch_size=data.batch_size, num_workers=data.num_workers, balance=config.balance, seed=config.seed,
+    )  # fmt: skip
+
+
+def build_classifier(config: TrainConfig, films: Films) -> Classifier:
+    """The classifier with its positive weight from the training films. Raises UserError for settings that don't fit."""
+    labels = [record.label for record in films.of("train")]
+    weight = (len(labels) - sum(labels)) / sum(labels) if config.balance == "weighted_loss" else 1.0
+    if config.model.get("trainable_blocks", 5) < 5 and config.model.get("weights") is None and config.unfreeze_epoch is None:
+        log.warning("The frozen blocks have random weights and will not learn; model.trainable_blocks=5 trains them all.")
+    return Classifier(
+        config.model, config.optimizer, config.schedule, weight, config.label_smoothing, config.trainer.channels_last
+    )
+
+
+def build_trainer(config: TrainConfig, folder: Path) -> L.Trainer:
+    """Lightning's trainer with the callbacks that write the run folder."""
+    place = config.trainer
+    on_gpu = uses_gpu(place)
+    return L.Trainer(
+        accelerator="gpu" if on_gpu else "cpu",
+        devices=devices(place, on_gpu),
+        num_nodes=place.num_nodes,
+        strategy="ddp_spawn" if place.strategy == "ddp" else "auto",
+        precision=precision(place, on_gpu),  # type: ignore[arg-type]
+        max_epochs=config.epochs,
+        gradient_clip_val=config.gradient_clip,
+        deterministic=config.deterministic,
+        benchmark=not config.deterministic,
+        limit_train_batches=place.limit_batches,
+        limit_val_batches=place.limit_batches,
+        limit_predict_batches=place.limit_batches,
+        logger=TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False),
+        callbacks=callbacks(config, folder),
+        plugins=[AtomicCheckpointIO()],
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+        enable_model_summary=False,
+        enable_progress_bar=sys.stdout.isatty(),
+        default_root_dir=folder,
+    )
+
+
+def callbacks(config: TrainConfig, folder: Path) -> list[L.Callback]:
+    """In the order in which they act; checkpoints come last, after the loss was found finite."""
+    checkpoints = folder / "checkpoints"
+    chosen: list[L.Callback] = [
+        StopOnNonFiniteLoss(checkpoints),
+        ReseedEachStep(config.seed),
+        TensorBoardPictures(),
+        History(folder / "metrics.csv"),
+    ]
+    if sys.stdout.isatty():
+        chosen.append(TQDMProgressBar(refresh_rate=5))
+    if config.unfreeze_epoch is not None:
+        chosen.append(UnfreezeAt(config.unfreeze_epoch))
+    if config.stop_on is not None:
+        chosen.append(EarlyStopping(config.stop_on, patience=config.patience, mode=mode_of(config.stop_on)))
+    return [*chosen, best_checkpoint(checkpoints, config.objective), last_checkpoint(checkpoints)]
+
+
+def uses_gpu(place: TrainerConfig) -> bool:
+    """Whether to run on CUDA. Raises UserError when a GPU is asked for and there is none, or fewer than asked for."""
+    there = torch.cuda.device_count()
+    if place.accelerator == "gpu" and not there:
+        raise UserError("trainer.accelerator=gpu: no CUDA GPU is visible here. Type trainer=cpu, or mend the driver (nvidia-smi shows it).")
+    on_gpu = place.accelerator != "cpu" and there > 0
+    if on_gpu and place.devices != "auto" and int(place.devices) > there:
+        raise UserError(f"trainer.devices={place.devices}: expected at most {there}, the GPUs that are visible here.")
+    return on_gpu
+
+
+def devices(place: TrainerConfig, on_gpu: bool) -> int:
+    """How many processes: as asked for; by itself every GPU under ddp, else one."""
+    if place.devices != "auto":
+        return int(place.devices)
+    return torch.cuda.device_count() if on_gpu and place.strategy == "ddp" else 1
+
+
+def precision(place: TrainerConfig, on_gpu: bool) -> str:
+    """bf16 where the GPU computes in it, else full."""
+    if place.precision != "auto":
+        return place.precision
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+
+
+def start_record(config: TrainConfig, folder: Path, films: Films, classifier: Classifier, trainer: L.Trainer) -> RunRecord:
+    """Open run.json: from here on the run has started."""
+    return RunRecord(
+        folder / "run.json",
+        data_root=str(films.root),
+        films=class_counts(films.records),
+        skipped=[{"path": path, "reason": reason} for path, reason in films.skipped],
+        seed=config.seed,
+        parameters=sum(p.numel() for p in classifier.net.parameters()),
+        trainable_parameters=sum(p.numel() for p in classifier.net.parameters() if p.requires_grad),
+        precision=trainer.precision,
+        devices=trainer.num_devices * trainer.num_nodes,
+    )
+
+
+def test_best(
+    config: TrainConfig, folder: Path, films: Films, datamodule: FilmDataModule, trainer: L.Trainer, record: RunRecord
+) -> float:
+    """Predict with the best weights, write the evidence, close the terminal output with a table; the objective."""
+    best = folder / "checkpoints" / "best.ckpt"
+    classifier = load_classifier(best)
+    splits = ["val", "test"] if config.test and films.of("test") else ["val"]
+    predictions = predict(classifier, datamodule, films, splits, trainer)
+    write_predictions(folder / "predictions.csv", predictions)
+    metrics = summarize(predictions)
+    write_json(folder / "metrics.json", metrics)
+    saver = trainer.checkpoint_callbacks[0]
+    objective = float(saver.best_model_score)  # type: ignore[attr-defined]
+    history = draw_after(folder, metrics, config.objective)
+    record.update(
+        objective={"name": config.objective, "value": objective},
+        epochs=len(history),
+        images_per_second=round(max(row["images_per_second"] or 0.0 for row in history), 1),
+    )
+    log_hyperparameters(config, trainer, metrics)
+    log_table(metrics)
+    return objective
+
+
+def log_hyperparameters(config: TrainConfig, trainer: L.Trainer, metrics: dict[str, dict[str, Any]]) -> None:
+    """The HParams tab: what was chosen, beside the run's real final metrics."""
+    chosen = {
+        "model": config.model["_target_"].rpartition(".")[2], "optimizer": config.optimizer["_target_"].rpartition(".")[2],
+        "lr": config.optimizer["lr"], "schedule": config.schedule["_target_"].rpartition(".")[2], "epochs": config.epochs,
+        "batch_size": config.data.batch_size, "image_size": config.data.image_size, "balance": config.balance, "seed": config.seed,
+    }  # fmt: skip
+    names = ("accuracy", "auroc", "sensitivity", "specificity", "f1")
+    final = {f"final/{split}_{name}": metrics[split][name] for split in metrics for name in names}
+    for logger in trainer.loggers:
+        assert isinstance(logger, TensorBoardLogger)
+        logger.log_hyperparams(chosen, {name: value for name, value in final.items() if value is not None})
+        logger.finalize("success")
+
+
+def log_table(metrics: dict[str, dict[str, Any]]) -> None:
+    """n, rates and counts of each split; at threshold 0.5."""
+    names = ("n", "accuracy", "auroc", "average_precision", "sensitivity", "specificity", "f1", "tp", "fp", "tn", "fn")
+    log.info("%-6s%s", "split", "".join(f"{name.replace('average_precision', 'avg_precision'):>14}" for name in names))
+    for split, values in metrics.items():
+        cells = [values[name] for name in names]
+        texts = ["undefined" if cell is None else f"{cell:.4f}" if isinstance(cell, float) else f"{cell}" for cell in cells]
+        log.info("%-6s%s", split, "".join(f"{text:>14}" for text in texts))
+
+
+def end_early(record: RunRecord, folder: Path, error: BaseException) -> None:
+    """Say in run.json and on the terminal how the run ended, and what is left of it."""
+    interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+    record.end("interrupted" if interrupted else "failed", "interrupted" if interrupted else f"{type(error).__name__}: {error}")
+    last = folder / "checkpoints" / "last.ckpt"
+    if interrupted:
+        kept = f"{last} holds the last whole epoch" if last.exists() else "no epoch was finished"
+        log.warning("Interrupted; %s.", kept)
+
+
+def quiet() -> None:
+    """Keep Lightning's notices and tips off the terminal; what a user needs to know is said by this module."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    for text in (".*does not have many workers.*", ".*`isinstance\\(treespec, LeafSpec\\)`.*", ".*LeafSpec.*", ".*exists and is not empty.*", ".*number of training batches.*"):
+        warnings.filterwarnings("ignore", text)

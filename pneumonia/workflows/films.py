@@ -1,0 +1,78 @@
+"""From settings to films: where they come from, whether each can be read, and which side of the split it is on."""
+
+import logging
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from pneumonia.config import DataConfig, TrainConfig, UserError, writable_folder
+from pneumonia.data.decode import read_film
+from pneumonia.data.download import download_films
+from pneumonia.data.records import Record, bad_files_message, inspect_films, read_manifest, scan_folder
+from pneumonia.data.split import split_by_patient
+from pneumonia.data.synthetic import FORMAT, draw_films
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Films:
+    """Records with their split, the folder their paths are relative to, and what was left out or doubtful."""
+
+    root: Path
+    records: list[Record]
+    skipped: list[tuple[str, str]]
+    warnings: list[str]
+
+    def of(self, split: str) -> list[Record]:
+        return [record for record in self.records if record.split == split]
+
+
+@lru_cache(maxsize=8)
+def films_of(data: DataConfig, seed: int) -> Films:
+    """All films of `data`, opened, checked and split from `seed`; kept, so that a check and the run scan once."""
+    root = films_folder(data)
+    if data.manifest:
+        records, unknown = read_manifest(Path(data.manifest).expanduser(), root, data.patient_key)
+    else:
+        records, unknown = scan_folder(root, data.patient_key)
+    opened, bad = inspect_films(root, records)
+    if bad and data.on_bad_file == "error":
+        raise UserError(bad_files_message(bad))
+    if not opened:
+        raise UserError(bad_files_message(bad))
+    notes = [f"left out {path}: {reason}" for path, reason in bad]
+    if unknown and data.patient_key != "none":
+        notes.append(
+            f"{len(unknown)} film names follow no known pattern and carry no patient ({unknown[0]}, ...): each counts as "
+            "a patient of its own, so one child may stand on both sides of the split. data.manifest=films.csv with a "
+            "patient column mends it; data.patient_key=none says that it is meant."
+        )
+    split = split_by_patient(opened, data.val_fraction, seed, data.folds, data.fold)
+    return Films(root, split, bad, notes)
+
+
+def films_folder(data: DataConfig) -> Path:
+    """The folder that film paths are relative to; draws or downloads the films first where that is asked for."""
+    if data.source == "synthetic":
+        folder = Path(data.cache_dir).expanduser() / "synthetic" / f"{data.phantoms}-films-seed-{data.phantom_seed}-format-{FORMAT}"
+        if not folder.is_dir():
+            writable_folder(folder)
+            draw_films(folder, data.phantoms, data.phantom_seed)
+        return folder
+    if data.root:
+        return Path(data.root).expanduser().resolve()
+    if data.manifest:
+        return Path(data.manifest).expanduser().resolve().parent
+    if not data.download:
+        raise UserError("data.root is not set and data.download=false: set data.root=/path/to/chest_xray, or try data=synthetic.")
+    return download_films()
+
+
+def preflight(config: TrainConfig) -> None:
+    """Everything that can be known to be wrong without torch: films, split, weights file. Raises UserError."""
+    weights = config.model.get("weights")
+    if isinstance(weights, str) and "/" in weights and not Path(weights).expanduser().is_file():
+        raise UserError(f"model.weights={weights}: no such file; expected a state dict saved by torch.save, IMAGENET1K_V1, IMAGENET1K_FEATURES or null.")
+    films = films_of(config.data, config.seed)
+    read_film(films.root, films.records[0], config.data.image_size, config.data.resize)

@@ -1,0 +1,77 @@
+"""run.json: when, where and from what a run was made, and how it ended. Unlike metrics.json it differs between equal runs."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "albumentations", "hydra-core", "numpy", "opencv-python-headless", "scikit-learn")
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write through a temporary name; keys keep their order, nan is refused."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    os.replace(temporary, file)
+
+
+class RunRecord:
+    """The content of run.json; every change is on disk at once, so a killed run still says `running` and since when."""
+
+    def __init__(self, file: Path, **content: Any) -> None:
+        from pneumonia import __version__
+
+        self.file = file
+        self.started = time.time()
+        self.content: dict[str, Any] = {
+            "status": "running",
+            "started": stamp(self.started),
+            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "pneumonia": __version__,
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+            "git_commit": git_commit(),
+            "machine": machine(),
+        } | content
+        write_json(file, self.content)
+
+    def update(self, **content: Any) -> None:
+        self.content |= content
+        write_json(self.file, self.content)
+
+    def end(self, status: str, reason: str = "") -> None:
+        """`finished`, `interrupted` or `failed`, with the reason of the last two."""
+        now = time.time()
+        ending = {"status": status, "ended": stamp(now), "seconds": round(now - self.started, 1)}
+        self.update(**ending | ({"reason": reason} if reason else {}))
+
+
+def stamp(seconds: float) -> str:
+    """Local time with its offset, ISO 8601."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs, with `+` when files differ from it; None outside a checkout."""
+    folder = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no", str(folder)) else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores and GPUs."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {"system": platform.platform(), "processor": platform.machine(), "cores": cores, "threads": torch.get_num_threads(), "gpus": gpus}
