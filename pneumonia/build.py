@@ -5,7 +5,13 @@ from typing import Any
 
 from pneumonia.config import UserError
 
-ALLOWED = ("pneumonia.models.", "pneumonia.training.schedules.", "pneumonia.attribution.", "torch.optim.", "albumentations.")
+ALLOWED = (
+    "pneumonia.models.",
+    "pneumonia.training.schedules.",
+    "pneumonia.attribution.",
+    "torch.optim.",
+    "albumentations.",
+)
 
 
 def build(section: str, spec: Mapping[str, Any], **arguments: Any) -> Any:

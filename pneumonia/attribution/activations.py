@@ -30,7 +30,7 @@ def activations(
     relu: str = "before",
     layers: Sequence[str] | None = None,
 ) -> list[Activation]:
-    """Maps [h, w] of the input, then of every convolution and pool in the order in which an image [1, 3, H, W] meets them.
+    """Maps [h, w] of the input, then of every convolution and pool in the order that a film [1, 3, H, W] meets them.
 
     channel  first, mean, strongest (largest mean absolute value) or a number, counted from 0; the input is grey, so
              its first channel is taken for every number
@@ -51,9 +51,8 @@ def activations(
 
 def shown_layers(net: nn.Module) -> dict[str, str]:
     """Name -> kind (conv or pool) of the layers that can be shown, in the order in which the net registers them."""
-    kinds = {name: "conv" if isinstance(module, nn.Conv2d) else "pool" for name, module in leaves(net)
-             if isinstance(module, (nn.Conv2d, *POOLS))}  # fmt: skip
-    return kinds
+    layers = [(name, module) for name, module in leaves(net) if isinstance(module, (nn.Conv2d, *POOLS))]
+    return {name: "conv" if isinstance(module, nn.Conv2d) else "pool" for name, module in layers}
 
 
 def _check_choices(channel: str | int, relu: str) -> None:

@@ -20,18 +20,20 @@ Floats = NDArray[np.float64]
 
 
 def _centred_ranks(maps: Tensor) -> Floats:
-    """Ranks of [N, H, W] within each film, ties shared, with mean 0 and length 1, [N, H * W]; NaN for a constant map."""
-    ranks = rankdata(maps.detach().flatten(1).cpu().double().numpy(), axis=1)
+    """Ranks of [N, H, W] within each film, ties shared, with mean 0 and length 1, [N, H W]; NaN for a constant map."""
+    ranks: Floats = rankdata(maps.detach().flatten(1).cpu().double().numpy(), axis=1)
     ranks -= ranks.mean(axis=1, keepdims=True)
     length = np.linalg.norm(ranks, axis=1, keepdims=True)
-    return np.divide(ranks, length, out=np.full_like(ranks, np.nan), where=length > 0)
+    centred: Floats = np.divide(ranks, length, out=np.full_like(ranks, np.nan), where=length > 0)
+    return centred
 
 
 def rank_correlation(one: Tensor, other: Tensor) -> Floats:
     """Spearman's correlation of two sets of maps [N, H, W], film by film, [N]."""
     if one.shape != other.shape:
         raise ValueError(f"Expected maps of one shape, got {list(one.shape)} and {list(other.shape)}")
-    return (_centred_ranks(one) * _centred_ranks(other)).sum(axis=1)
+    correlation: Floats = (_centred_ranks(one) * _centred_ranks(other)).sum(axis=1)
+    return correlation
 
 
 def agreement(maps: Mapping[str, Tensor]) -> Floats:
@@ -40,18 +42,21 @@ def agreement(maps: Mapping[str, Tensor]) -> Floats:
     Absolute values, for some methods have no sign: the question is whether they point at the same pixels.
     """
     ranks = np.stack([_centred_ranks(attribution.abs()) for attribution in maps.values()], axis=1)
-    return np.asarray(ranks @ ranks.transpose(0, 2, 1))
+    table: Floats = ranks @ ranks.transpose(0, 2, 1)
+    return table
 
 
 def seed_stability(method: Method, net: nn.Module, images: Tensor, seeds: Sequence[int]) -> Floats:
-    """Mean rank correlation of a film's maps over all pairs of seeds, [N]; exactly 1 for a method that draws nothing."""
+    """Mean rank correlation of a film's maps over all pairs of seeds, [N]; 1 for a method that draws nothing."""
     if len(seeds) < 2:
         raise ValueError(f"seeds={list(seeds)}: expected at least two to compare")
     drawn: Any = method  # a Method is a dataclass; whether it has a seed is what is asked here
     if "seed" not in {field.name for field in dataclasses.fields(drawn)}:
         return np.ones(len(images))
     maps = [dataclasses.replace(drawn, seed=seed).attribute(net, images) for seed in seeds]
-    return np.mean([rank_correlation(one, other) for one, other in combinations(maps, 2)], axis=0)
+    correlations = np.stack([rank_correlation(one, other) for one, other in combinations(maps, 2)])
+    stability: Floats = correlations.mean(axis=0)
+    return stability
 
 
 def randomised(net: nn.Module, seed: int) -> nn.Module:

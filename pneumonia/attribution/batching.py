@@ -25,7 +25,9 @@ def output_bytes(net: nn.Module, image: Tensor) -> int:
     """Bytes of the outputs of all innermost modules for one image [1, 3, H, W], and of the image itself."""
     sizes = [image.nbytes]
     inner = [module for module in net.modules() if not any(module.children())]
-    hooks = [module.register_forward_hook(lambda _module, _inputs, output: sizes.append(output.nbytes)) for module in inner]
+    hooks = [
+        module.register_forward_hook(lambda _module, _inputs, output: sizes.append(output.nbytes)) for module in inner
+    ]
     try:
         with evaluating(net), torch.no_grad():
             net(image)
@@ -53,7 +55,9 @@ def halved_until_it_fits(run: Callable[[int], Result], batch: int) -> Result:
             return run(batch)
         except torch.OutOfMemoryError:
             batch //= 2
-        if torch.cuda.is_available():  # here, not in the handler: until it ends the error holds the tensors of the failed run
+        if (
+            torch.cuda.is_available()
+        ):  # here, not in the handler: until it ends the error holds the tensors of the failed run
             torch.cuda.empty_cache()
     raise MemoryError(
         "Not even one image at a time fits into the memory of the device: free some, choose a smaller net or image, "

@@ -50,7 +50,7 @@ def evaluating(net: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """The global generators of torch and numpy, which Captum draws from, start at `seed` and are put back afterwards."""
+    """The global generators of torch and numpy, which Captum draws from, start at `seed`; put back afterwards."""
     numpy_state = np.random.get_state()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)

@@ -32,7 +32,9 @@ def completeness_error(net: nn.Module, images: Tensor, attribution: Tensor, base
     """
     check_maps(images, attribution)
     both = torch.cat([images, torch.full_like(images[:1], baseline)])
-    logits = predict(net, lambda start, stop: both[start:stop], len(both), batch_for(net, both[:1], AT_MOST, gradients=False))
+    logits = predict(
+        net, lambda start, stop: both[start:stop], len(both), batch_for(net, both[:1], AT_MOST, gradients=False)
+    )
     change = logits[:-1] - logits[-1]
     return (attribution.flatten(1).sum(1) - change).abs() / change.abs()
 
@@ -50,7 +52,7 @@ def blurred(images: Tensor) -> Tensor:
 
 
 def replacement_curve(net: nn.Module, image: Tensor, into: Tensor, attribution: Tensor, steps: int) -> Tensor:
-    """Probability of pneumonia, [steps + 1], while `image` [3, H, W] turns into `into` from the highest attribution down.
+    """Probability of pneumonia, [steps + 1], while `image` [3, H, W] becomes `into`, highest attribution first.
 
     Point k has the highest k/steps of the pixels of `attribution` [H, W] replaced; equal ones go in reading order.
     """
@@ -71,10 +73,8 @@ def area(curve: Tensor) -> Tensor:
     return torch.trapezoid(curve, dim=-1) / (curve.shape[-1] - 1)
 
 
-def deletion_auc(
-    net: nn.Module, images: Tensor, attribution: Tensor, steps: int = 56, baseline: float = 0.0
-) -> Tensor:
-    """Area under the probability while the most important pixels become `baseline` (RISE, arXiv:1806.07421, section 4.1).
+def deletion_auc(net: nn.Module, images: Tensor, attribution: Tensor, steps: int = 56, baseline: float = 0.0) -> Tensor:
+    """Area under the probability while the most important pixels become `baseline` (RISE, arXiv:1806.07421).
 
     Low is good for a film that is called pneumonia; [N].
     """
@@ -95,7 +95,7 @@ def insertion_auc(net: nn.Module, images: Tensor, attribution: Tensor, steps: in
 
 
 def hide_square(images: Tensor, side: int, baseline: float) -> tuple[Tensor, Tensor]:
-    """(hidden, changed), both like `images`: `hidden` is 1 in a random square of each, where `changed` is `baseline`."""
+    """(hidden, changed), like `images`: `hidden` is 1 in a random square of each, where `changed` is `baseline`."""
     height, width = images.shape[-2:]
     corner = torch.rand(len(images), 2).to(images.device)  # on the CPU: the same squares whatever the device and batch
     top = (corner[:, 0] * (height - side + 1)).long().view(-1, 1, 1, 1)
@@ -127,7 +127,7 @@ def infidelity(
         return value
 
     def over_all(batch: int) -> Tensor:
-        pairs = zip(images.split(1), shared.split(1), strict=True)
+        pairs = zip(torch.split(images, 1), torch.split(shared, 1), strict=True)
         return torch.cat([one(film, given, batch) for film, given in pairs])
 
     with evaluating(net):
@@ -143,8 +143,8 @@ def max_sensitivity(
     """
     check_images(images)
 
-    def explain(inputs: tuple[Tensor]) -> Tensor:
-        return method.attribute(net, inputs[0]).contiguous()
+    def explain(inputs: tuple[Tensor]) -> tuple[Tensor]:
+        return (method.attribute(net, inputs[0]).contiguous(),)
 
     with seeded(seed, images.device):
         value: Tensor = sensitivity_max(

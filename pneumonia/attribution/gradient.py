@@ -29,7 +29,7 @@ def _in_batches(net: nn.Module, images: Tensor, at_most: int, run: Callable[[Ten
     """Maps of `run([n, 3, H, W]) -> [n, H, W]` over all images."""
 
     def over_all(size: int) -> Tensor:
-        return torch.cat([run(_leaf(chunk)).detach() for chunk in images.split(size)])
+        return torch.cat([run(_leaf(chunk)).detach() for chunk in torch.split(images, size)])
 
     return _attributed(net, images, at_most, over_all)
 
@@ -38,7 +38,7 @@ def _film_by_film(net: nn.Module, images: Tensor, at_most: int, run: Callable[[T
     """Maps of `run([1, 3, H, W], batch) -> [1, H, W]`, for methods that make many images of one film."""
 
     def over_all(size: int) -> Tensor:
-        return torch.cat([run(_leaf(film), size).detach() for film in images.split(1)])
+        return torch.cat([run(_leaf(film), size).detach() for film in torch.split(images, 1)])
 
     return _attributed(net, images, at_most, over_all)
 
@@ -80,7 +80,7 @@ class Saliency:
 
 @dataclass(frozen=True)
 class IntegratedGradients:
-    """Gradients along the straight line from a flat `baseline` to the film (Sundararajan 2017, arXiv:1703.01365, eq. 1).
+    """Gradients along the straight line from a flat `baseline` to the film (Sundararajan 2017, arXiv:1703.01365).
 
     A map sums to logit(film) - logit(baseline), up to the error of `n_steps` Gauss-Legendre points.
     """
@@ -162,7 +162,7 @@ class DeepLift:
 
 @dataclass(frozen=True)
 class SmoothGrad:
-    """Mean saliency of noisy copies of the film (Smilkov 2017, arXiv:1706.03825, eq. 1): Captum's NoiseTunnel over Saliency.
+    """Mean saliency of noisy copies of the film (Smilkov 2017, arXiv:1706.03825): a NoiseTunnel over Saliency.
 
     `stdev` is in units of the grey scale [0, 1]; the paper advises 0.1 to 0.2.
     """
@@ -216,7 +216,8 @@ class GradCam:
 
         def run(chunk: Tensor) -> Tensor:
             small = attr.LayerGradCam(net, layer).attribute(chunk, relu_attributions=self.relu)
-            return attr.LayerAttribution.interpolate(small, size, "bilinear").squeeze(1)
+            large: Tensor = attr.LayerAttribution.interpolate(small, size, "bilinear")
+            return large.squeeze(1)
 
         return _in_batches(net, images, self.internal_batch_size, run)
 

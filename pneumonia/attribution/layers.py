@@ -17,7 +17,7 @@ def layer_names(net: nn.Module) -> list[str]:
 
 def find_layer(net: nn.Module, name: str) -> nn.Module:
     """The module called `name`; ValueError with the names that exist when there is none."""
-    modules = dict(net.named_modules())
+    modules: dict[str, nn.Module] = dict(net.named_modules())
     if not name or name not in modules:
         raise ValueError(f"No layer {name!r} in {type(net).__name__}; its layers: {', '.join(layer_names(net))}")
     return modules[name]

@@ -34,7 +34,7 @@ class Occlusion:
             raise ValueError(f"window={self.window}: expected at most the side of the images {list(images.shape[-2:])}")
 
         def over_all(size: int) -> Tensor:
-            return torch.cat([self._one(net, film, size) for film in images.split(1)])
+            return torch.cat([self._one(net, film, size) for film in torch.split(images, 1)])
 
         with evaluating(net), torch.no_grad():
             return halved_until_it_fits(over_all, batch_for(net, images[:1], self.internal_batch_size, gradients=False))

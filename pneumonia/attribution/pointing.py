@@ -39,9 +39,9 @@ def grown(mask: Tensor, tolerance: int) -> Tensor:
 
 
 def pointing_game(attribution: Tensor, mask: Tensor, tolerance: int = 0) -> Tensor:
-    """1 where the highest attribution lies within `tolerance` pixels of the mask, else 0, [N] (Zhang 2018, arXiv:1608.00507).
+    """1 where the highest attribution lies within `tolerance` pixels of the mask, else 0, [N].
 
-    A plateau of equal maxima (LIME) scores the share of it that hits. The paper's tolerance is 15 pixels.
+    A plateau of equal maxima (LIME) scores the share of it that hits. Zhang 2018, arXiv:1608.00507, with 15 pixels.
     """
     _check(attribution, mask)
     highest = attribution == attribution.amax((1, 2), keepdim=True)

@@ -40,7 +40,7 @@ def quickshift_segments(
 
 
 def slic_segments(film: NDArray[np.uint8], n_segments: int, compactness: float) -> Segments:
-    """About `n_segments` clusters of place and grey value, film [H, W] (SLIC, Achanta 2012, doi:10.1109/TPAMI.2012.120)."""
+    """About `n_segments` clusters of place and grey value, film [H, W] (Achanta 2012, doi:10.1109/TPAMI.2012.120)."""
     return numbered(
         slic(film / 255.0, n_segments=n_segments, compactness=compactness, channel_axis=None, start_label=0)
     )

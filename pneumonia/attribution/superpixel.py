@@ -56,7 +56,7 @@ def to_bytes(image: Tensor) -> Tensor:
 
 
 def draw_samples(random: np.random.RandomState, num_samples: int, segments: int) -> Samples:
-    """Which segments each sample shows (1) or hides (0), [num_samples, segments]; the first shows all (as lime_image)."""
+    """Which segments each sample shows (1) or hides (0), [num_samples, segments]; the first shows all."""
     samples = random.randint(0, 2, num_samples * segments).reshape(num_samples, segments)
     samples[0, :] = 1
     return samples.astype(np.int64)

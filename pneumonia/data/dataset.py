@@ -21,7 +21,9 @@ Key = tuple[int, int]
 class FilmDataset(Dataset[Batch]):
     """Films of one split; `read(index)` gives uint8 [S, S]."""
 
-    def __init__(self, read: Callable[[int], np.ndarray], label: Sequence[int], augmentation: Augmentation, seed: int) -> None:
+    def __init__(
+        self, read: Callable[[int], np.ndarray], label: Sequence[int], augmentation: Augmentation, seed: int
+    ) -> None:
         self.read = read
         self.label = np.asarray(label, np.float32)
         self.augmentation = augmentation

@@ -36,7 +36,8 @@ def read_grey(path: Path, record: Record, at_least: int) -> np.ndarray:
 
 def pillow_grey(path: Path) -> np.ndarray:
     """Grey pixels uint8 [H, W] of a palette, alpha, 16-bit, 1-bit or CMYK file; alpha is laid over black."""
-    with Image.open(path) as image:
+    with Image.open(path) as file:
+        image: Image.Image = file
         if image.mode.startswith("I"):
             return np.rint(np.asarray(image, np.float32) * (255 / 65535)).clip(0, 255).astype(np.uint8)
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:

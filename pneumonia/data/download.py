@@ -25,4 +25,6 @@ def films_root(archive: Path) -> Path:
     for folder in (archive / "chest_xray", archive, archive / "chest_xray" / "chest_xray"):
         if (folder / "train").is_dir() and (folder / "test").is_dir():
             return folder
-    raise UserError(f"{archive}: the downloaded archive has no train/ and test/ folders. Remove it to download it again. {WAYS_OUT}")
+    raise UserError(
+        f"{archive}: the downloaded archive has no train/ and test/ folders. Remove it to download it again. {WAYS_OUT}"
+    )

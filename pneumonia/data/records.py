@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from pneumonia.config import UserError, nearest
@@ -73,7 +73,10 @@ def scan_folder(root: Path, patient_key: str) -> tuple[list[Record], list[str]]:
     Raises UserError for a missing root, split or class folder, an empty one, or a third class.
     """
     if not root.is_dir():
-        raise UserError(f"data.root={root}: no such folder; expected {EXPECTED}. Set data.root=/path/to/chest_xray, leave it out to download the films, or try data=synthetic.")
+        raise UserError(
+            f"data.root={root}: no such folder; expected {EXPECTED}. Set data.root=/path/to/chest_xray, leave it out to "
+            "download the films, or try data=synthetic."
+        )
     records, unknown = [], []
     for folder in ("train", "val", "test"):
         if folder == "val" and not (root / folder).is_dir():
@@ -87,17 +90,29 @@ def scan_folder(root: Path, patient_key: str) -> tuple[list[Record], list[str]]:
 
 
 def class_files(root: Path, split: str) -> list[tuple[int, Path]]:
-    """(label, path) of each film below <root>/<split>, in name order. Raises UserError for a folder that does not fit."""
+    """(label, path) of each film below <root>/<split>, in name order. Raises UserError for one that does not fit."""
     folder = root / split
-    found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith((".", "_"))) if folder.is_dir() else []
+    found = (
+        sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith((".", "_")))
+        if folder.is_dir()
+        else []
+    )
     if extra := [name for name in found if name not in CLASSES]:
-        raise UserError(f"{folder / extra[0]}: a third class; expected just {' and '.join(CLASSES)} in {folder}{nearest(extra[0], CLASSES)} Move it elsewhere.")
+        raise UserError(
+            f"{folder / extra[0]}: a third class; expected just {' and '.join(CLASSES)} in {folder}. Move it elsewhere"
+            f"{nearest(extra[0], CLASSES) or '.'}"
+        )
     pairs = []
     for label, name in enumerate(CLASSES):
-        files = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+        files = sorted(
+            p for p in (folder / name).rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
+        )
         if not files and split != "val":
             what = "has no films" if (folder / name).is_dir() else "is missing"
-            raise UserError(f"data.root={root}: the folder {split}/{name} {what}; expected {EXPECTED}. Both classes are needed in train and test.")
+            raise UserError(
+                f"data.root={root}: the folder {split}/{name} {what}; expected {EXPECTED}. "
+                "Both classes are needed in train and test."
+            )
         pairs += [(label, file) for file in files]
     return pairs
 
@@ -108,13 +123,19 @@ def read_manifest(file: Path, root: Path, patient_key: str) -> tuple[list[Record
     A patient or subtype that is empty comes from the file name. Raises UserError with the line at fault.
     """
     rows = read_rows(file)
-    records, unknown, lines = [], [], {}
+    records: list[Record] = []
+    unknown: list[str] = []
+    lines: dict[str, int] = {}
     for line, row in enumerate(rows, start=2):
         path = row["path"]
         if path in lines:
-            raise UserError(f"{file}, line {line}: {path} stands already in line {lines[path]}; each film must stand there once.")
+            raise UserError(
+                f"{file}, line {line}: {path} stands already in line {lines[path]}; each film must stand there once."
+            )
         lines[path] = line
-        record, understood = name_record(path, manifest_label(file, line, row["label"]), manifest_split(file, line, row), patient_key)
+        record, understood = name_record(
+            path, manifest_label(file, line, row["label"]), manifest_split(file, line, row), patient_key
+        )
         given = (row.get("patient") or "").strip()
         if patient_key != "none" and given:
             record = replace(record, patient=given)
@@ -130,9 +151,14 @@ def read_rows(file: Path) -> list[dict[str, str]]:
             reader = csv.DictReader(stream)
             rows, columns = list(reader), reader.fieldnames or []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"data.manifest={file}: can't be read ({error}); expected a CSV with path,label,patient[,split,subtype].") from error
+        raise UserError(
+            f"data.manifest={file}: can't be read ({error}); expected a CSV with path,label,patient[,split,subtype]."
+        ) from error
     if lacking := [name for name in ("path", "label", "patient") if name not in columns]:
-        raise UserError(f"data.manifest={file}: no column {lacking[0]}; expected path,label,patient[,split,subtype], got {','.join(columns)}.")
+        raise UserError(
+            f"data.manifest={file}: no column {lacking[0]}; expected path,label,patient[,split,subtype], "
+            f"got {','.join(columns)}."
+        )
     if not rows:
         raise UserError(f"data.manifest={file}: no films in it; expected a row per film.")
     return rows
@@ -155,9 +181,17 @@ def manifest_split(file: Path, line: int, row: dict[str, str]) -> str:
 
 
 def inspect_films(root: Path, records: Sequence[Record]) -> tuple[list[Record], list[tuple[str, str]]]:
-    """Open every film once, in parallel: records with size, mode, bytes and hash, and (path, reason) of the bad ones."""
+    """Open every film once, in parallel: records with size, mode, bytes and hash; (path, reason) of the bad ones."""
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
-        results = list(tqdm(pool.map(lambda r: inspect(root / r.path, r), records), "checking films", len(records), leave=False, disable=None))
+        results = list(
+            tqdm(
+                pool.map(lambda r: inspect(root / r.path, r), records),
+                "checking films",
+                len(records),
+                leave=False,
+                disable=None,
+            )
+        )
     bad = [(record.path, result) for record, result in zip(records, results, strict=True) if isinstance(result, str)]
     return [result for result in results if isinstance(result, Record)], bad
 
@@ -179,7 +213,7 @@ def inspect(path: Path, record: Record) -> Record | str:
         return "no such file"
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return f"a decompression bomb: more than {Image.MAX_IMAGE_PIXELS:,} pixels"
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         return "not a JPEG or PNG image"
     except (OSError, SyntaxError, ValueError) as error:
         return str(error)
@@ -193,7 +227,14 @@ def bad_files_message(bad: Sequence[tuple[str, str]], shown: int = 10) -> str:
     """The films that can't be used, by name, and the ways out."""
     lines = [f"  {path}: {reason}" for path, reason in bad[:shown]]
     more = [f"  ... and {len(bad) - shown} more"] if len(bad) > shown else []
-    return "\n".join([f"{len(bad)} films can't be used:", *lines, *more, "Mend or remove them, or leave them out with data.on_bad_file=skip."])
+    return "\n".join(
+        [
+            f"{len(bad)} films can't be used:",
+            *lines,
+            *more,
+            "Mend or remove them, or leave them out with data.on_bad_file=skip.",
+        ]
+    )
 
 
 def write_manifest(file: Path, records: Iterable[Record]) -> None:

@@ -64,7 +64,7 @@ def check_enough(label: np.ndarray, group: np.ndarray, needed: int) -> None:
         if patients < needed:
             raise UserError(
                 f"Too few patients to split: {name} has {patients} in train, at least {needed} are needed. "
-                "Add films, lower data.folds, or type data.patient_key=none if the films really are of different children."
+                "Add films, lower data.folds, or type data.patient_key=none if every film is of another child."
             )
 
 
@@ -98,7 +98,10 @@ def check_splits(records: Sequence[Record]) -> None:
         present = {record.label for record in records if record.split == split}
         if len(present) < len(CLASSES) and (present or split != "test"):
             lacking = ", ".join(name for number, name in enumerate(CLASSES) if number not in present)
-            raise UserError(f"The {split} split has no {lacking} films; both classes are needed. Add films or patients, or change data.val_fraction.")
+            raise UserError(
+                f"The {split} split has no {lacking} films; both classes are needed. Add films or patients, or change "
+                "data.val_fraction."
+            )
 
 
 def class_counts(records: Iterable[Record]) -> dict[str, dict[str, int]]:

@@ -1,7 +1,7 @@
 """Draw phantom chest films, for tests and for trying every command without a download.
 
-Layout  <folder>/{train,test}/{NORMAL,PNEUMONIA}/*.png     uint8 grey, 72..112 wide, 64..100 high, stored uncompressed
-        <folder>/masks/{train,test}/PNEUMONIA/*.png        uint8 0 or 255, where the opacity is; same name and pixel grid
+Layout  <folder>/{train,test}/{NORMAL,PNEUMONIA}/*.png     uint8 grey, 72..112 wide, 64..100 high, not compressed
+        <folder>/masks/{train,test}/PNEUMONIA/*.png        uint8 0 or 255, where the opacity is; same name and grid
 Names   as in Kermany et al. 2018 (doi:10.17632/rscbjbr9sj): IM-0012-0002.png is film 2 of normal patient 12,
         person7_virus_12.png is film 12 of patient 7. A patient has 1 to 4 films, all on one side of the split.
 Opacity bacteria: one to three fluffy patches, each inside one lung (lobar or bronchopneumonia, schematically);
@@ -10,8 +10,9 @@ Shift   the test films come from "another hospital": brighter, flatter, blurrier
 
 The classes differ in nothing else. Each pneumonia patient has a normal twin: another anatomy, but as many films, of
 the same sizes, tones, markers and borders. Ranks are matched to the film's tone, so its histogram (hence mean and
-variance) comes from the tone alone. Within a patient of several films, sizes and tones balance around the middle, so
-that no fold of patients is brighter than another. Files are not compressed: their bytes depend on the size alone.
+variance) comes from the tone alone; the lungs as a whole are as dark in both classes. Within a patient tones balance
+around the middle, so that no fold of patients is brighter than another. Files are not compressed: their bytes depend
+on the size alone. Resizing keeps mean and variance equal, but not the finer histogram: it smooths streaks and patches.
 """
 
 import os
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FORMAT = 1  # changes whenever the same seed would draw other films
-FEWEST = 24  # films: below this a side of the split could lack a subtype
+FEWEST = 40  # films: then each side has two pneumonia patients or more, hence both subtypes
 
 SPLITS = ("train", "test")
 LETTERS = {
@@ -35,7 +36,7 @@ LETTERS = {
 }
 MIDDLE, REACH = np.array([92, 82]), np.array([20, 18])  # width, height in pixels: 72..112, 64..100
 
-Plane = NDArray[np.float32]  # [H, W]
+Plane = NDArray[np.floating]  # [H, W]
 Pixels = NDArray[np.uint8]  # [H, W], 0 black .. 255 white
 
 
@@ -66,7 +67,7 @@ class Film:
 
 
 def draw_films(folder: Path, films: int, seed: int) -> None:
-    """Draw half normal and half pneumonia films into `folder`, 3/4 of them in train; the same seed gives the same bytes.
+    """Draw half normal and half pneumonia films into `folder`, 3/4 of them in train; same seed, same bytes.
 
     The folder appears complete or not at all. One that is already there is left as it is, so that two processes may
     draw at once: put films, seed and FORMAT into its name. Raises ValueError for an odd or too small `films`.
@@ -124,11 +125,11 @@ def films_per_patient(count: int, rng: np.random.Generator) -> list[int]:
 
 
 def acquisitions(many: int, rng: np.random.Generator) -> list[Acquisition]:
-    """How a patient's films are taken: two films mirror each other around the middle size and tone, four do in pairs."""
+    """How a patient's films are taken: pairs mirror each other in size and tone, one left over has the middle tone."""
     offsets = rng.uniform(-1, 1, (many, 4))
     offsets[many - many // 2 :] = -offsets[: many // 2][::-1]
-    if many == 3:
-        offsets[1] = 0
+    if many % 2:
+        offsets[many // 2, 2:] = 0
     made = []
     for offset in offsets:
         width, height = np.round(MIDDLE + REACH * offset[:2]).astype(int)
@@ -152,12 +153,13 @@ def draw(film: Film, seed: int) -> tuple[Pixels, Pixels]:
         opacity, region = draw_patches(x, y, lungs, rng)
     elif film.subtype == "virus":
         opacity, region = draw_streaks(x, y, lungs, rng)
-    picture = expose(chest + opacity - lungs * opacity.sum() / lungs.sum(), film, rng)
+    opacity -= lungs * (opacity.sum() / lungs.sum())  # the lungs' mean tells nothing, only what is where in them
+    picture = expose(chest + opacity, film, rng)
     return match_ranks(picture, film, rng), np.where((region > 0.5) & (lungs > 0.5), 255, 0).astype(np.uint8)
 
 
 def pose(width: int, height: int, rng: np.random.Generator) -> tuple[Plane, Plane]:
-    """Coordinates of each pixel in the patient, about -1..1 from left to right and top to bottom, after a slight move."""
+    """Each pixel's place in the patient, about -1..1 from left to right and top to bottom, after a slight move."""
     x, y = np.meshgrid(np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32))
     angle, zoom = np.radians(rng.uniform(-4, 4)), rng.uniform(0.94, 1.08)
     x, y = x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle)
@@ -171,7 +173,9 @@ def draw_chest(x: Plane, y: Plane, patient: np.random.Generator, rng: np.random.
     """How much tissue the beam meets (0 air .. about 1 bone and heart), and the lungs (0..1), both [H, W]."""
     body = inside(np.abs(x) / patient.uniform(0.9, 1.0) + 0.25 * step(-y, 0.55, 0.12) * np.abs(x), 1.0, 0.03)
     heart_x, heart_y, heart_r = patient.uniform(0.08, 0.16), patient.uniform(0.28, 0.38), patient.uniform(0.26, 0.34)
-    heart = inside(np.hypot((x - heart_x + 0.25 * (y - heart_y)) / heart_r, (y - heart_y) / (1.05 * heart_r)), 1.0, 0.06)
+    heart = inside(
+        np.hypot((x - heart_x + 0.25 * (y - heart_y)) / heart_r, (y - heart_y) / (1.05 * heart_r)), 1.0, 0.06
+    )
     lungs = draw_lungs(x, y, patient)
     mediastinum = inside(np.abs(x) / patient.uniform(0.14, 0.18), 1.0, 0.2)
     spine = inside(np.abs(x) / 0.09, 1.0, 0.15) * (0.8 + 0.2 * np.sin(y * patient.uniform(20, 26)))
@@ -180,7 +184,12 @@ def draw_chest(x: Plane, y: Plane, patient: np.random.Generator, rng: np.random.
     ribs = np.clip(wave - 0.35, 0, None) * inside(np.abs(x), 0.85, 0.03) * step(y, -0.85, 0.05) * step(-y, -0.7, 0.1)
     lungs = lungs * (1 - heart) * (1 - mediastinum)
     vessels = clouds(x, y, 12, rng) * np.exp(-(((np.abs(x) - 0.25) / 0.25) ** 2) - ((y - 0.05) / 0.4) ** 2)
-    chest = body * (0.62 + 0.1 * clouds(x, y, 4, patient)) - rng.uniform(0.4, 0.52) * lungs + 0.14 * heart + 0.12 * mediastinum
+    chest = (
+        body * (0.62 + 0.1 * clouds(x, y, 4, patient))
+        - rng.uniform(0.4, 0.52) * lungs
+        + 0.14 * heart
+        + 0.12 * mediastinum
+    )
     chest += body * (0.06 * spine + 0.06 * ribs) + 0.05 * vessels * lungs + 0.1 * body * step(y, 0.6, 0.1)
     return chest.astype(np.float32), lungs.astype(np.float32)
 
@@ -206,8 +215,8 @@ def draw_patches(x: Plane, y: Plane, lungs: Plane, rng: np.random.Generator) -> 
         radius, stretch = rng.uniform(0.2, 0.34), rng.uniform(0.8, 1.25)
         ragged = np.hypot(dx * stretch, dy / stretch) / radius + 0.2 * clouds(x, y, 10, rng)
         patch = np.maximum(patch, inside(ragged, 1.0, 0.16))
-    severity = rng.uniform(0.3, 0.75)
-    fluff = np.clip(1 + 0.6 * clouds(x, y, 18, rng), 0.1, None)
+    severity = rng.uniform(0.32, 0.75)
+    fluff = np.clip(1 + 0.6 * clouds(x, y, 18, rng), 0.2, 2.2)
     return (severity * patch * fluff * lungs).astype(np.float32), patch
 
 
@@ -226,19 +235,22 @@ def inside(distance: Plane, edge: float, softness: float) -> Plane:
 
 
 def step(value: Plane, edge: float, softness: float) -> Plane:
-    return (1 / (1 + np.exp(np.clip((edge - value) / softness, -30, 30)))).astype(np.float32)
+    rim: Plane = 1 / (1 + np.exp(np.clip((edge - value) / softness, -30, 30)))
+    return rim
 
 
 def ridges(noise: Plane) -> Plane:
     """Lines where the noise crosses zero: 1 on the line, 0 away from it."""
-    return np.exp(-((noise / 0.35) ** 2)).astype(np.float32)
+    lines: Plane = np.exp(-((noise / 0.35) ** 2))
+    return lines
 
 
 def clouds(x: Plane, y: Plane, cells: int, rng: np.random.Generator) -> Plane:
     """Smooth noise of about unit variance in the patient's coordinates, `cells` blobs across: [H, W]."""
     lattice = rng.standard_normal((cells + 4, cells + 4), dtype=np.float32)
     scale, middle = cells / 2, (cells + 3) / 2
-    return cv2.remap(lattice, x * scale + middle, y * scale + middle, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+    at = (x * scale + middle).astype(np.float32), (y * scale + middle).astype(np.float32)
+    return np.asarray(cv2.remap(lattice, *at, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT))
 
 
 # How the machine renders it
@@ -267,8 +279,10 @@ def stamp(picture: Plane, acquisition: Acquisition) -> None:
 
 
 def match_ranks(picture: Plane, film: Film, rng: np.random.Generator) -> Pixels:
-    """Replace the k-th darkest of n pixels by the (k + u) / n quantile of the film's target histogram (exact
-    histogram specification; the grain breaks ties); one u in 0..1 a film, so that twins don't even share their rounding."""
+    """Exact histogram specification: the k-th darkest of n pixels gets the (k + u) / n quantile of the film's target.
+
+    Grain breaks the ties. One u in 0..1 for each film, so that twins don't even share their rounding.
+    """
     order = np.argsort(picture, axis=None, kind="stable")
     ranks = (np.arange(order.size) + rng.random()) / order.size
     pixels = np.empty(order.size, np.uint8)
@@ -289,4 +303,5 @@ def histogram(split: str, brightness: float, contrast: float) -> NDArray[np.floa
     density /= density.sum()
     slope, bend = (grey - 127.5) / 127.5, ((grey - 127.5) / 127.5) ** 2
     tilt = 0.5 * brightness * (slope - density @ slope) + 0.6 * contrast * (bend - density @ bend)
-    return density * (1 + tilt)
+    tilted: NDArray[np.float64] = density * (1 + tilt)
+    return tilted

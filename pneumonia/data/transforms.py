@@ -41,7 +41,7 @@ class Augmentation:
     def reseed(self, seed: int, epoch: int, index: int) -> None:
         """Start both random streams anew; Philox takes the numbers as its key (Salmon et al. 2011)."""
         place = epoch << 32 | index
-        state = dict(self.bits.state)
+        state: Any = dict(self.bits.state)
         state["state"] = {"counter": np.zeros(4, np.uint64), "key": np.array([seed, place], np.uint64)}
         state |= {"buffer_pos": 4, "has_uint32": 0, "uinteger": 0}
         self.bits.state = state

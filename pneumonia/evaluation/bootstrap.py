@@ -1,7 +1,7 @@
 """Intervals that know films of one child belong together: patients are drawn with replacement, films follow.
 
 Method  percentile interval over resamples of patients (cluster bootstrap: Davison & Hinkley 1997, section 3.8;
-        for diagnostic tests Rutter 2000, doi:10.1016/S1076-6332(00)80381-5).
+        for diagnostic tests Rutter 2000, Academic Radiology 7:413).
 Memory  resamples come in chunks of about a million weights: some 100 MB whatever N is.
 Left out  a resample that contains a single class has no AUROC, sensitivity or specificity: it is left out of every
         metric, and counted. With one class in the data nothing remains, and every interval is None.
@@ -122,9 +122,7 @@ def curve_bands(
     last_of_tie = np.flatnonzero(np.diff(score[order], append=-1.0))
     chunks = patient_weights(patients, resamples, seed, _rows(truth.size))
     point = next(_curves(np.ones((1, truth.size)), truth[order], last_of_tie))
-    drawn = [
-        curves for w in chunks for curves in _curves(np.take(w, unit[order], axis=1), truth[order], last_of_tie)
-    ]
+    drawn = [curves for w in chunks for curves in _curves(np.take(w, unit[order], axis=1), truth[order], last_of_tie)]
     tail = [(1 - level) / 2, (1 + level) / 2]
     bands = [
         Band(GRID, point[k], *np.quantile(np.stack([curves[k] for curves in drawn]), tail, axis=0)) for k in (0, 1)

@@ -1,6 +1,6 @@
 """When to say "I don't know": prediction sets with a promised coverage, and risk against coverage.
 
-Sets   split-conformal, class-conditional (Mondrian): Vovk, Gammerman & Shafer 2005, section 4.5; Angelopoulos & Bates
+Sets   split-conformal, class-conditional (Mondrian): Vovk, Gammerman & Shafer 2005, chapter 4; Angelopoulos & Bates
        2021, arXiv:2107.07511, section 4.2. If val and test were exchangeable within a class, the set of a film of class
        y would hold y with probability >= 1 - alpha; drift breaks the promise, and the measured coverage shows it.
 Curve  selective prediction, Geifman & El-Yaniv 2017, arXiv:1705.08500; area (AURC) as in arXiv:1805.08206.

@@ -2,8 +2,13 @@
 
 DeLong     DeLong, DeLong & Clarke-Pearson 1988, doi:10.2307/2531595, by the midranks of Sun & Xu 2014,
            doi:10.1109/LSP.2014.2337313: O(N log N).
-Films      Wilson and DeLong both take films as independent. Where a child has several alike films they are too narrow:
-           simulated with 300 films of 200 children, true AUROC 0.90 and 1,000 draws, DeLong covers COVERAGE_HERE
+Films      Wilson and DeLong both take films as independent; where films of a child are alike they are too narrow. Share
+           of 95 % intervals that hold a true AUROC of 0.90 (300 films, 200 children, 1,000 draws, 2,000 resamples; rho
+           is the correlation of two films of one child; tests/evaluation/test_coverage.py):
+
+           rho         0     0.2   0.5   0.9
+           DeLong      .960  .940  .904  .869
+           clustered   .949  .949  .935  .932
 """
 
 from typing import NamedTuple
@@ -45,7 +50,7 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Interval | None:
 def delong(label: ArrayLike, score: ArrayLike, level: float = 0.95) -> Delong:
     """AUROC, its variance, and its interval; any finite score [N], higher meaning class 1.
 
-    The interval is built on the logit scale and mapped back (Pepe 2003, section 5.2.4): it stays inside (0, 1) and is
+    The interval is built on the logit scale and mapped back (Pepe 2003, chapter 5): it stays inside (0, 1) and is
     skewed where AUROC is near 1; on the plain scale it would have to be cut off at 1. An AUROC of exactly 0 or 1 has
     variance 0 and no logit: there the interval is Wilson's on k = min(positives, negatives) disjoint, so independent,
     pairs, all ranked the same way: (k / (k + 3.84), 1) at 95 %. A constant score gives (0.5, 0.5).
@@ -89,7 +94,7 @@ def delong_paired(label: ArrayLike, score_a: ArrayLike, score_b: ArrayLike) -> P
 def _components(label: Ints, score: Floats) -> tuple[Floats, Floats]:
     """Structural components: for each positive the share of negatives it beats, for each negative the reverse.
 
-    [positives] and [negatives]; ties count half. Midrank among all minus midrank among one's own (Sun & Xu, eq. 5).
+    [positives] and [negatives]; ties count half. Midrank among all minus midrank among one's own (Sun & Xu 2014).
     """
     positive, negative = score[label == 1], score[label == 0]
     m, n = positive.size, negative.size

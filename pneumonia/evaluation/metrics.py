@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, brier_score_loss, log_loss,
 
 from pneumonia.evaluation.checks import Floats, Ints, checked
 
-ECE_BINS = 15  # Guo et al. 2017, arXiv:1706.04599, section 4
+ECE_BINS = 15  # Guo et al. 2017, arXiv:1706.04599, table 1
 
 METRICS = (
     "accuracy", "balanced_accuracy", "auroc", "average_precision", "sensitivity", "specificity",

@@ -88,8 +88,7 @@ def _by_size(split: _Split, area: Floats | None) -> list[Subgroup]:
     quartile = np.searchsorted(cuts, area, side="left")
     parts = [quartile == k for k in range(cuts.size + 1) if (quartile == k).any()]
     return [
-        _row(split, "native_size", f"{int(area[part].min())} to {int(area[part].max())} pixels", part)
-        for part in parts
+        _row(split, "native_size", f"{int(area[part].min())} to {int(area[part].max())} pixels", part) for part in parts
     ]
 
 

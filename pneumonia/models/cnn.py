@@ -1,7 +1,8 @@
 """The six custom networks, one table of layers: blocks of 3x3 convolutions, a pool after each, then dense layers.
 
-As in the Keras notebooks: convolutions "valid" with stride 1, pools 2x2, ReLU throughout, Glorot-uniform kernels (Glorot
-and Bengio 2010), zero biases, one logit. ReLUs are not in-place and never reused, so hooks and DeepLift see true values.
+As in the Keras notebooks: convolutions "valid" with stride 1, pools 2x2, ReLU throughout, Glorot-uniform kernels
+(Glorot and Bengio 2010), zero biases, one logit. ReLUs are neither in-place nor reused, so hooks and DeepLift see true
+values.
 """
 
 from collections.abc import Sequence
@@ -46,7 +47,9 @@ def convolutions(blocks: Sequence[Sequence[int]], side: int) -> tuple[nn.Sequent
         layers.append(nn.MaxPool2d(2))
         size //= 2
     if size < 1:
-        raise ValueError(f"image_size={side} is too small for {len(blocks)} blocks of convolutions; try data.image_size=64 or more")
+        raise ValueError(
+            f"image_size={side} is too small for {len(blocks)} blocks of convolutions; try data.image_size=64 or more"
+        )
     return nn.Sequential(*layers), channels, size
 
 
@@ -75,7 +78,9 @@ def layer_table(net: nn.Module, image_size: int) -> list[tuple[str, str, tuple[i
     rows: list[tuple[str, str, tuple[int, ...], int]] = []
     hooks = [
         module.register_forward_hook(
-            lambda m, _, out, name=name: rows.append((name, type(m).__name__, tuple(out.shape[1:]), sum(p.numel() for p in m.parameters())))
+            lambda m, _, out, name=name: rows.append(
+                (name, type(m).__name__, tuple(out.shape[1:]), sum(p.numel() for p in m.parameters()))
+            )
         )
         for name, module in net.named_modules()
         if not list(module.children())

@@ -1,4 +1,4 @@
-"""VGG16 (Simonyan and Zisserman, arXiv:1409.1556) as a backbone under a dense head, with its weights' own preprocessing.
+"""VGG16 (Simonyan and Zisserman, arXiv:1409.1556) under a dense head, with its weights' own preprocessing.
 
 torchvision's weights come with a mean and a standard deviation; the network holds them as buffers, so that a checkpoint
 carries its preprocessing and every caller passes plain [0, 1] images.
@@ -26,7 +26,9 @@ class VGG(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, features: nn.Sequential, head: nn.Sequential, mean: Sequence[float], std: Sequence[float], image_size: int) -> None:
+    def __init__(
+        self, features: nn.Sequential, head: nn.Sequential, mean: Sequence[float], std: Sequence[float], image_size: int
+    ) -> None:
         super().__init__()
         self.features = features
         self.head = head
@@ -90,8 +92,8 @@ def named_weights(name: str) -> dict[str, Tensor]:
         return dict(VGG16_Weights[name].get_state_dict(progress=True, check_hash=True))
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"weights={name} can't be downloaded ({error}). Bring the file and set model.weights=/path/to/state_dict.pth, "
-            "or start at random with model.weights=null model.trainable_blocks=5"
+            f"weights={name} can't be downloaded ({error}). Bring the file and set "
+            "model.weights=/path/to/state_dict.pth, or start at random with model.weights=null model.trainable_blocks=5"
         ) from error
 
 
@@ -99,7 +101,9 @@ def file_weights(path: str) -> dict[str, Tensor]:
     """The state dict in a file saved by torch.save; nothing but tensors is unpickled. Raises ValueError."""
     file = Path(path).expanduser()
     if not file.is_file():
-        raise ValueError(f"weights={path}: expected IMAGENET1K_V1, IMAGENET1K_FEATURES, null or the path of a state dict")
+        raise ValueError(
+            f"weights={path}: expected IMAGENET1K_V1, IMAGENET1K_FEATURES, null or the path of a state dict"
+        )
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds on a file that is not its own

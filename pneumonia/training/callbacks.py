@@ -47,7 +47,9 @@ class StopOnNonFiniteLoss(L.Callback):
         self.every = every
         self.first: Tensor | None = None
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         loss = outputs["loss"].detach()
         first = torch.full_like(loss, math.inf) if self.first is None else self.first
         self.first = torch.where(loss.isfinite(), first, first.clamp(max=float(trainer.global_step)))
@@ -65,7 +67,11 @@ class StopOnNonFiniteLoss(L.Callback):
         if self.first is None or math.isinf(step := float(self.first)):
             return
         saved = self.folder / "best.ckpt"
-        kept = f"the last good checkpoint is {saved}" if saved.exists() else "no epoch was finished, so no checkpoint is kept"
+        kept = (
+            f"the last good checkpoint is {saved}"
+            if saved.exists()
+            else "no epoch was finished, so no checkpoint is kept"
+        )
         raise NonFiniteLoss(
             f"The loss became nan or infinite at step {step:.0f} (epoch {trainer.current_epoch}); {kept}. "
             "Try a lower optimizer.lr, gradient_clip=1.0, or trainer.precision=32-true."
@@ -90,7 +96,9 @@ class ReseedEachStep(L.Callback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         torch.manual_seed(int(np.random.SeedSequence((self.seed, trainer.global_step)).generate_state(1, np.uint64)[0]))
 
 
@@ -106,7 +114,9 @@ class History(L.Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.started, self.films = time.perf_counter(), 0
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.films += len(batch["target"])
         if batch_idx + 1 == trainer.num_training_batches:  # validation runs inside the epoch: stop the clock before it
             seconds = time.perf_counter() - self.started
@@ -141,7 +151,9 @@ def read_history(file: Path) -> list[dict[str, float | None]]:
     if not file.exists():
         return []
     with file.open(newline="") as stream:
-        return [{name: float(value) if value else None for name, value in row.items()} for row in csv.DictReader(stream)]
+        return [
+            {name: float(value) if value else None for name, value in row.items()} for row in csv.DictReader(stream)
+        ]
 
 
 def epoch_line(row: dict[str, float], epochs: int) -> str:
@@ -164,7 +176,9 @@ def log_on_terminal(line: str) -> None:
 class TensorBoardPictures(L.Callback):
     """Into TensorBoard: the first augmented batch, and after each validation the confusion matrix and the PR curve."""
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step == 0:
             self.write(trainer, lambda writer: writer.add_images("train/augmented", batch["image"][:16].cpu(), 0))
 

@@ -14,7 +14,9 @@ from pneumonia.training.classifier import Classifier
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, syncs, then renames: a kill or a full disk leaves the former checkpoint whole."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: object = None
+    ) -> None:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{os.getpid()}")
@@ -39,12 +41,17 @@ def load_classifier(path: Path) -> Classifier:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         spec, state = dict(checkpoint["hyper_parameters"]), checkpoint["state_dict"]
     except Exception as error:  # torch.load raises many kinds on a file that is not its own
-        raise UserError(f"checkpoint={path} is not a checkpoint of this project ({type(error).__name__}); expected <run>/checkpoints/best.ckpt.") from error
+        raise UserError(
+            f"checkpoint={path} is not a checkpoint of this project ({type(error).__name__}); "
+            "expected <run>/checkpoints/best.ckpt."
+        ) from error
     classifier = Classifier(**spec | {"model": without_download(spec["model"])})
     try:
         classifier.load_state_dict(state)
     except RuntimeError as error:
-        raise UserError(f"checkpoint={path}: its weights don't fit the model that it names ({str(error).splitlines()[0]})") from error
+        raise UserError(
+            f"checkpoint={path}: its weights don't fit the model that it names ({str(error).splitlines()[0]})"
+        ) from error
     return classifier.eval()
 
 

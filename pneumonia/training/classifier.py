@@ -28,6 +28,8 @@ class Classifier(L.LightningModule):
     loads under weights_only=True. `net` takes float [N, 3, S, S] in [0, 1].
     """
 
+    positive_weight: Tensor
+
     def __init__(
         self,
         model: dict[str, Any],
@@ -100,7 +102,7 @@ class Classifier(L.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         return {"index": batch["index"], "logit": self(batch["image"])}
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         groups = parameter_groups(self.net, self.optimizer.get("weight_decay", 0.0))
         optimizer = build("optimizer", self.optimizer | {"fused": True}, params=groups)
         total = int(self.trainer.estimated_stepping_batches)
@@ -124,7 +126,7 @@ def closed_mean(metric: MeanMetric) -> Tensor:
 
 
 def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Kernels of every layer but the last decay; biases, norms and the output layer do not (as in the notebooks' l2)."""
+    """Kernels of every layer but the last decay; biases, norms and the output layer do not, as in the notebooks."""
     parameters = list(net.parameters())
     output = {id(parameter) for parameter in parameters[-2:]}
     decays = [p for p in parameters if p.ndim > 1 and id(p) not in output]

@@ -1,7 +1,8 @@
 """Learning-rate schedules as pure functions: factor(step) multiplies the optimizer's rate.
 
-Each takes the step that is about to run (0, 1, ...), its own settings, and the length of the training: `steps_per_epoch`
-and `total_steps`. Warm-up multiplies whatever the schedule says by a linear rise over a share of all steps.
+Each takes the step that is about to run (0, 1, ...), its own settings, and the length of the training:
+`steps_per_epoch` and `total_steps`. Warm-up multiplies whatever the schedule says by a linear rise over a share of all
+steps.
 """
 
 import math

@@ -66,7 +66,9 @@ def describe(films: Films) -> None:
     for split, counts in class_counts(films.records).items():
         total = sum(counts.values())
         shares = "  ".join(f"{name} {count:,} ({100 * count / total:.1f} %)" for name, count in counts.items())
-        log.info("  %-5s %6d films of %5d patients:  %s", split, total, len({r.patient for r in films.of(split)}), shares)
+        log.info(
+            "  %-5s %6d films of %5d patients:  %s", split, total, len({r.patient for r in films.of(split)}), shares
+        )
     for note in films.warnings:
         log.warning(note)
 
@@ -83,8 +85,14 @@ def build_classifier(config: TrainConfig, films: Films) -> Classifier:
     """The classifier with its positive weight from the training films. Raises UserError for settings that don't fit."""
     labels = [record.label for record in films.of("train")]
     weight = (len(labels) - sum(labels)) / sum(labels) if config.balance == "weighted_loss" else 1.0
-    if config.model.get("trainable_blocks", 5) < 5 and config.model.get("weights") is None and config.unfreeze_epoch is None:
-        log.warning("The frozen blocks have random weights and will not learn; model.trainable_blocks=5 trains them all.")
+    if (
+        config.model.get("trainable_blocks", 5) < 5
+        and config.model.get("weights") is None
+        and config.unfreeze_epoch is None
+    ):
+        log.warning(
+            "The frozen blocks have random weights and will not learn; model.trainable_blocks=5 trains them all."
+        )
     return Classifier(
         config.model, config.optimizer, config.schedule, weight, config.label_smoothing, config.trainer.channels_last
     )
@@ -141,7 +149,9 @@ def uses_gpu(place: TrainerConfig) -> bool:
     """Whether to run on CUDA. Raises UserError when a GPU is asked for and there is none, or fewer than asked for."""
     there = torch.cuda.device_count()
     if place.accelerator == "gpu" and not there:
-        raise UserError("trainer.accelerator=gpu: no CUDA GPU is visible here. Type trainer=cpu, or mend the driver (nvidia-smi shows it).")
+        raise UserError(
+            "trainer.accelerator=gpu: no CUDA GPU is visible here. Type trainer=cpu, or mend the driver (see nvidia-smi)."
+        )
     on_gpu = place.accelerator != "cpu" and there > 0
     if on_gpu and place.devices != "auto" and int(place.devices) > there:
         raise UserError(f"trainer.devices={place.devices}: expected at most {there}, the GPUs that are visible here.")
@@ -162,7 +172,9 @@ def precision(place: TrainerConfig, on_gpu: bool) -> str:
     return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
 
 
-def start_record(config: TrainConfig, folder: Path, films: Films, classifier: Classifier, trainer: L.Trainer) -> RunRecord:
+def start_record(
+    config: TrainConfig, folder: Path, films: Films, classifier: Classifier, trainer: L.Trainer
+) -> RunRecord:
     """Open run.json: from here on the run has started."""
     return RunRecord(
         folder / "run.json",
@@ -203,16 +215,18 @@ def test_best(
 
 def log_hyperparameters(config: TrainConfig, trainer: L.Trainer, metrics: dict[str, dict[str, Any]]) -> None:
     """The HParams tab: what was chosen, beside the run's real final metrics."""
-    chosen = {
-        "model": config.model["_target_"].rpartition(".")[2], "optimizer": config.optimizer["_target_"].rpartition(".")[2],
-        "lr": config.optimizer["lr"], "schedule": config.schedule["_target_"].rpartition(".")[2], "epochs": config.epochs,
-        "batch_size": config.data.batch_size, "image_size": config.data.image_size, "balance": config.balance, "seed": config.seed,
-    }  # fmt: skip
+    groups = HydraConfig.get().runtime.choices
+    chosen = {name: str(groups[name]) for name in ("model", "experiment", "augment", "optimizer", "schedule", "data")}
+    numbers = {name: getattr(config, name) for name in ("seed", "epochs", "balance", "label_smoothing")}
+    sizes = {name: getattr(config.data, name) for name in ("batch_size", "image_size", "resize")}
     names = ("accuracy", "auroc", "sensitivity", "specificity", "f1")
     final = {f"final/{split}_{name}": metrics[split][name] for split in metrics for name in names}
     for logger in trainer.loggers:
         assert isinstance(logger, TensorBoardLogger)
-        logger.log_hyperparams(chosen, {name: value for name, value in final.items() if value is not None})
+        logger.log_hyperparams(
+            chosen | numbers | sizes | {"lr": config.optimizer["lr"]},
+            {name: value for name, value in final.items() if value is not None},
+        )
         logger.finalize("success")
 
 
@@ -222,14 +236,18 @@ def log_table(metrics: dict[str, dict[str, Any]]) -> None:
     log.info("%-6s%s", "split", "".join(f"{name.replace('average_precision', 'avg_precision'):>14}" for name in names))
     for split, values in metrics.items():
         cells = [values[name] for name in names]
-        texts = ["undefined" if cell is None else f"{cell:.4f}" if isinstance(cell, float) else f"{cell}" for cell in cells]
+        texts = [
+            "undefined" if cell is None else f"{cell:.4f}" if isinstance(cell, float) else f"{cell}" for cell in cells
+        ]
         log.info("%-6s%s", split, "".join(f"{text:>14}" for text in texts))
 
 
 def end_early(record: RunRecord, folder: Path, error: BaseException) -> None:
     """Say in run.json and on the terminal how the run ended, and what is left of it."""
     interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
-    record.end("interrupted" if interrupted else "failed", "interrupted" if interrupted else f"{type(error).__name__}: {error}")
+    record.end(
+        "interrupted" if interrupted else "failed", "interrupted" if interrupted else f"{type(error).__name__}: {error}"
+    )
     last = folder / "checkpoints" / "last.ckpt"
     if interrupted:
         kept = f"{last} holds the last whole epoch" if last.exists() else "no epoch was finished"
@@ -240,5 +258,11 @@ def quiet() -> None:
     """Keep Lightning's notices and tips off the terminal; what a user needs to know is said by this module."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
-    for text in (".*does not have many workers.*", ".*`isinstance\\(treespec, LeafSpec\\)`.*", ".*LeafSpec.*", ".*exists and is not empty.*", ".*number of training batches.*"):
+    for text in (
+        ".*does not have many workers.*",
+        ".*`isinstance\\(treespec, LeafSpec\\)`.*",
+        ".*LeafSpec.*",
+        ".*exists and is not empty.*",
+        ".*number of training batches.*",
+    ):
         warnings.filterwarnings("ignore", text)

@@ -6,7 +6,6 @@ from functools import lru_cache
 from pathlib import Path
 
 from pneumonia.config import DataConfig, TrainConfig, UserError, writable_folder
-from pneumonia.data.decode import read_film
 from pneumonia.data.download import download_films
 from pneumonia.data.records import Record, bad_files_message, inspect_films, read_manifest, scan_folder
 from pneumonia.data.split import split_by_patient
@@ -17,12 +16,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Films:
-    """Records with their split, the folder their paths are relative to, and what was left out or doubtful."""
+    """Records with their split, the folder their paths are relative to, what was left out or doubtful, whose they are."""
 
     root: Path
     records: list[Record]
     skipped: list[tuple[str, str]]
     warnings: list[str]
+    credit: str
 
     def of(self, split: str) -> list[Record]:
         return [record for record in self.records if record.split == split]
@@ -49,13 +49,23 @@ def films_of(data: DataConfig, seed: int) -> Films:
             "patient column mends it; data.patient_key=none says that it is meant."
         )
     split = split_by_patient(opened, data.val_fraction, seed, data.folds, data.fold)
-    return Films(root, split, bad, notes)
+    return Films(root, split, bad, notes, credit(data, understood=not unknown))
+
+
+def credit(data: DataConfig, understood: bool) -> str:
+    """Whom figures that show films must name; a list of one's own films names nobody."""
+    if data.source == "synthetic":
+        return "Films: synthetic phantoms, no patients"
+    if data.manifest or not understood:
+        return ""
+    return "Films: Kermany, Zhang, Goldbaum 2018, doi:10.17632/rscbjbr9sj, CC BY 4.0"
 
 
 def films_folder(data: DataConfig) -> Path:
     """The folder that film paths are relative to; draws or downloads the films first where that is asked for."""
     if data.source == "synthetic":
-        folder = Path(data.cache_dir).expanduser() / "synthetic" / f"{data.phantoms}-films-seed-{data.phantom_seed}-format-{FORMAT}"
+        name = f"{data.phantoms}-films-seed-{data.phantom_seed}-format-{FORMAT}"
+        folder = Path(data.cache_dir).expanduser() / "synthetic" / name
         if not folder.is_dir():
             writable_folder(folder)
             draw_films(folder, data.phantoms, data.phantom_seed)
@@ -65,7 +75,9 @@ def films_folder(data: DataConfig) -> Path:
     if data.manifest:
         return Path(data.manifest).expanduser().resolve().parent
     if not data.download:
-        raise UserError("data.root is not set and data.download=false: set data.root=/path/to/chest_xray, or try data=synthetic.")
+        raise UserError(
+            "data.root is not set and data.download=false: set data.root=/path/to/chest_xray, or try data=synthetic."
+        )
     return download_films()
 
 
@@ -73,6 +85,8 @@ def preflight(config: TrainConfig) -> None:
     """Everything that can be known to be wrong without torch: films, split, weights file. Raises UserError."""
     weights = config.model.get("weights")
     if isinstance(weights, str) and "/" in weights and not Path(weights).expanduser().is_file():
-        raise UserError(f"model.weights={weights}: no such file; expected a state dict saved by torch.save, IMAGENET1K_V1, IMAGENET1K_FEATURES or null.")
-    films = films_of(config.data, config.seed)
-    read_film(films.root, films.records[0], config.data.image_size, config.data.resize)
+        raise UserError(
+            f"model.weights={weights}: no such file; expected a state dict saved by torch.save, IMAGENET1K_V1, "
+            "IMAGENET1K_FEATURES or null."
+        )
+    films_of(config.data, config.seed)

@@ -13,28 +13,22 @@ from pneumonia.training.callbacks import mode_of, read_history
 from pneumonia.training.classifier import Classifier
 from pneumonia.workflows.films import Films
 
-SOURCE = "Films: Kermany, Zhang, Goldbaum 2018, doi:10.17632/rscbjbr9sj, CC BY 4.0"
-
 
 def draw_before(folder: Path, films: Films, datamodule: FilmDataModule, classifier: Classifier) -> None:
     """class_counts.png, films.png, augmented.png and model.png."""
     target = folder / "figures"
     target.mkdir(exist_ok=True)
-    source = credit(films)
     figures.save(figures.class_counts(class_counts(films.records)), target / "class_counts.png")
-    figures.save(normal_beside_pneumonia(films, datamodule, source), target / "films.png")
-    figures.save(augmented_sheet(films, datamodule, source), target / "augmented.png")
+    figures.save(normal_beside_pneumonia(films, datamodule), target / "films.png")
+    figures.save(augmented_sheet(films, datamodule), target / "augmented.png")
     side = datamodule.datasets["train"].read(0).shape[0]
     kind = type(classifier.net).__name__
-    figures.save(figures.structure(layer_table(classifier.net, side), f"{kind}, input 3 x {side} x {side}"), target / "model.png")
+    figures.save(
+        figures.structure(layer_table(classifier.net, side), f"{kind}, input 3 x {side} x {side}"), target / "model.png"
+    )
 
 
-def credit(films: Films) -> str:
-    """Kermany's films want their source beside them; phantoms say that they are drawn."""
-    return "Films: synthetic phantoms, no patients" if "synthetic" in films.root.parts else SOURCE
-
-
-def normal_beside_pneumonia(films: Films, datamodule: FilmDataModule, source: str) -> Any:
+def normal_beside_pneumonia(films: Films, datamodule: FilmDataModule) -> Any:
     """The first four training films of each class; for pneumonia two of each subtype where there are."""
     records, read = films.of("train"), datamodule.datasets["train"].read
     normal = [i for i, r in enumerate(records) if r.label == 0][:4]
@@ -42,15 +36,15 @@ def normal_beside_pneumonia(films: Films, datamodule: FilmDataModule, source: st
     second = [i for i in ill if records[i].subtype != records[ill[0]].subtype][:2]
     chosen = [*[i for i in ill if i not in second][: 4 - len(second)], *second]
     captions = [(Path(records[i].path).name, records[i].subtype) for i in [*normal, *chosen]]
-    return figures.films([read(i) for i in normal], [read(i) for i in chosen], captions, source)
+    return figures.films([read(i) for i in normal], [read(i) for i in chosen], captions, films.credit)
 
 
-def augmented_sheet(films: Films, datamodule: FilmDataModule, source: str) -> Any:
+def augmented_sheet(films: Films, datamodule: FilmDataModule) -> Any:
     """Twelve training films as the first epoch sees them."""
     index = np.linspace(0, len(films.of("train")) - 1, 12).astype(int).tolist()
     batch = datamodule.datasets["train"].__getitems__([(0, i) for i in index])
     names = [Path(films.of("train")[i].path).name for i in index]
-    return figures.film_sheet(batch["image"][:, 0].numpy(), names, "Augmented training films", source)
+    return figures.film_sheet(batch["image"][:, 0].numpy(), names, "Augmented training films", films.credit)
 
 
 def draw_after(folder: Path, metrics: dict[str, dict[str, Any]], objective: str) -> list[dict[str, float | None]]:

@@ -27,8 +27,9 @@ def predict(
 ) -> list[dict[str, Any]]:
     """The rows of predictions.csv for `splits`, in record order, whatever the order of the loaders."""
     judge = L.Trainer(
-        accelerator=trainer.accelerator, devices=1, precision=trainer.precision, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, limit_predict_batches=trainer.limit_predict_batches,
+        accelerator=trainer.accelerator, devices=1, precision=trainer.precision,
+        limit_predict_batches=trainer.limit_predict_batches, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     datamodule.trainer = None
     loaders = {"val": datamodule.val_dataloader, "test": datamodule.test_dataloader}

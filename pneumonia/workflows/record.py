@@ -1,4 +1,4 @@
-"""run.json: when, where and from what a run was made, and how it ended. Unlike metrics.json it differs between equal runs."""
+"""run.json: when, where and from what a run was made, and how it ended; it differs between equal runs."""
 
 import json
 import os
@@ -10,7 +10,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "albumentations", "hydra-core", "numpy", "opencv-python-headless", "scikit-learn")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "lightning",
+    "torchmetrics",
+    "albumentations",
+    "hydra-core",
+    "numpy",
+    "opencv-python-headless",
+    "scikit-learn",
+)
 
 
 def write_json(file: Path, content: Any) -> None:
@@ -60,10 +70,14 @@ def git_commit() -> str | None:
     folder = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no", str(folder)) else "")
+        return git("rev-parse", "HEAD") + (
+            "+" if git("status", "--porcelain", "--untracked-files=no", str(folder)) else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -74,4 +88,10 @@ def machine() -> dict[str, Any]:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {"system": platform.platform(), "processor": platform.machine(), "cores": cores, "threads": torch.get_num_threads(), "gpus": gpus}
+    return {
+        "system": platform.platform(),
+        "processor": platform.machine(),
+        "cores": cores,
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+    }

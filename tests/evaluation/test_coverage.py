@@ -1,8 +1,8 @@
 """Do 95 % intervals of AUROC hold the truth 95 times in 100? Simulated: 300 films of 200 children, true AUROC 0.90.
 
-A child has one class. Score = class shift + sqrt(rho) child effect + sqrt(1 - rho) film noise, all normal, so a positive
+A child has one class. Score = class shift + sqrt(rho) child effect + sqrt(1 - rho) film noise, all normal: a positive
 outranks a negative of another child with probability Phi(shift / sqrt 2) = 0.90 whatever rho, the correlation of two
-films of one child.
+films of one child. The table in `intervals` comes from covered(1000, rho, 2000).
 """
 
 import numpy as np
@@ -40,12 +40,13 @@ def covered(draws: int, rho: float, resamples: int, children: int = CHILDREN) ->
 
 def test_intervals_cover_in_a_small_simulation():
     found = covered(draws=200, rho=0.2, resamples=300)
-    assert all(0.90 <= share <= 0.99 for share in found.values()), found  # 3 standard errors of 200 draws are 4.6 points
+    three_standard_errors = 0.046  # of 200 draws
+    assert all(abs(share - 0.95) <= three_standard_errors for share in found.values()), found
 
 
 def test_only_the_clustered_interval_survives_strong_clustering():
     found = covered(draws=200, rho=0.9, resamples=300, children=60)
-    assert found["bootstrap"] >= 0.88
+    assert found["bootstrap"] >= 0.85  # 60 children are few: a percentile interval stays a little short
     assert found["delong"] <= found["bootstrap"] - 0.1, found
 
 

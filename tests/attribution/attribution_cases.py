@@ -1,11 +1,25 @@
-"""Tiny nets whose attributions can be worked out by hand; all hold .features and .head as the project's nets do."""
+"""Tiny nets whose attributions can be worked out by hand, films for them, and the methods of conf/attribution."""
+
+from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
+from hydra.utils import get_object
 from torch import Tensor, nn
+
+CONF = Path(__file__).parents[2] / "conf" / "attribution"
+NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
+
+
+def method_of(name: str, **changes: Any) -> Any:
+    """The method that conf/attribution/`name`.yaml describes, with some arguments changed."""
+    spec = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    return get_object(spec.pop("_target_"))(**{**spec, **changes})
 
 
 class Net(nn.Module):
-    """features -> head -> logits [N]."""
+    """features -> head -> logits [N], as the project's nets are built."""
 
     def __init__(self, features: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -18,7 +32,7 @@ class Net(nn.Module):
         return logits
 
 
-def small_cnn(size: int = 17, seed: int = 0) -> Net:
+def small_cnn(size: int = 17, seed: int = 9) -> Net:
     """C4 P C6 P D8 D1 with random weights; odd sizes leave a row and a column out of each pool."""
     torch.manual_seed(seed)
     features = nn.Sequential(
@@ -27,7 +41,13 @@ def small_cnn(size: int = 17, seed: int = 0) -> Net:
     )
     side = ((size - 2) // 2 - 2) // 2
     head = nn.Sequential(nn.Flatten(), nn.Linear(6 * side * side, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 1))
-    return Net(features, head)
+    net = Net(features, head)
+    for parameter in net.parameters():
+        if parameter.ndim > 1:  # logits of order 1, so that an error of 1e-3 is small but not nothing
+            nn.init.normal_(parameter, std=1 / parameter[0].numel() ** 0.5)
+    with torch.no_grad():
+        head[4].weight.abs_()  # something speaks for pneumonia, so that Grad-CAM's ReLU leaves something to see
+    return net
 
 
 def weighing(weights: Tensor, bias: float = 0.0) -> Net:

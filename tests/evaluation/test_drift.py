@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+from scipy.special import expit
+from scipy.stats import ks_2samp
+
+from pneumonia.evaluation.bootstrap import bootstrap_draws
+from pneumonia.evaluation.drift import metric_drift, oracle_gap, score_drift
+from pneumonia.evaluation.films import Films
+from pneumonia.evaluation.metrics import METRICS, point_metrics
+
+
+def films(n: int, seed: int, shift: float = 0.0, only: int | None = None) -> Films:
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, 2, n) if only is None else np.full(n, only)
+    probability = expit(3 * label - 1.5 + rng.normal(size=n) + shift)
+    paths = np.array([f"{seed}-{k}.jpeg" for k in range(n)])
+    return Films(paths, label, probability, paths)
+
+
+def drift_of(val, test):
+    draws = [
+        bootstrap_draws(part.label, part.probability, part.patient, 0.5, resamples=500, seed=seed)
+        for seed, part in enumerate((val, test))
+    ]
+    return {row.metric: row for row in metric_drift(val, test, 0.5, *draws)}
+
+
+def test_every_metric_is_test_minus_val():
+    val, test = films(300, 0), films(200, 1, shift=1.5)
+    found = drift_of(val, test)
+    before, after = (point_metrics(part.label, part.probability, 0.5) for part in (val, test))
+    assert tuple(found) == METRICS
+    for name, row in found.items():
+        assert (row.val, row.test) == (before[name], after[name])
+        assert row.difference == pytest.approx(after[name] - before[name])
+
+
+def test_a_planted_shift_is_seen_and_no_shift_is_not():
+    shifted = drift_of(films(400, 0), films(400, 1, shift=1.5))
+    assert shifted["specificity"].interval[1] < -0.1
+    assert shifted["sensitivity"].interval[0] > 0
+    assert shifted["auroc"].interval[0] < 0 < shifted["auroc"].interval[1]  # a shift of all scores keeps the ranking
+    quiet = drift_of(films(400, 0), films(400, 2))
+    assert quiet["accuracy"].interval[0] < 0 < quiet["accuracy"].interval[1]
+
+
+def test_the_interval_of_the_difference_adds_both_variances():
+    val, test = films(800, 0), films(300, 1)
+    row = drift_of(val, test)["accuracy"]
+    error = np.sqrt(sum(a * (1 - a) / n for a, n in ((row.val, 800), (row.test, 300))))
+    assert np.ptp(row.interval) == pytest.approx(2 * 1.96 * error, rel=0.15)
+
+
+def test_one_seed_for_both_bootstraps_is_refused():
+    val, test = films(50, 0), films(50, 1)
+    draws = bootstrap_draws(val.label, val.probability, val.patient, 0.5, resamples=10)
+    with pytest.raises(ValueError, match="Both bootstraps used seed=0"):
+        metric_drift(val, test, 0.5, draws, draws)
+
+
+def test_undefined_on_one_side_has_no_difference():
+    found = drift_of(films(50, 0), films(50, 1, only=1))
+    assert found["auroc"].val is not None
+    assert (found["auroc"].test, found["auroc"].difference, found["auroc"].interval) == (None, None, None)
+    assert found["accuracy"].difference is not None
+    assert found["accuracy"].interval is None  # no resample of one class is kept
+
+
+def test_score_drift_is_scipys_test_within_each_class():
+    val, test = films(300, 0), films(200, 1, shift=1.0)
+    rows = score_drift(val, test)
+    assert [row.films for row in rows] == ["all", "normal", "pneumonia"]
+    for row, part in zip(rows[1:], (0, 1), strict=True):
+        expected = ks_2samp(val.probability[val.label == part], test.probability[test.label == part])
+        assert (row.statistic, row.p_value) == pytest.approx((expected.statistic, expected.pvalue))
+        assert (row.n_val, row.n_test) == ((val.label == part).sum(), (test.label == part).sum())
+    assert rows[1].p_value < 1e-3
+    empty = score_drift(val, films(50, 2, only=1))[1]
+    assert (empty.n_test, empty.statistic, empty.p_value) == (0, None, None)
+
+
+def test_the_oracle_is_never_worse_and_measures_a_shift():
+    test = films(400, 1, shift=2.0)
+    found = oracle_gap(test, 0.5)
+    best = max(np.mean((test.probability >= cut) == test.label) for cut in [*test.probability, 2])
+    assert found.oracle_accuracy == pytest.approx(best)
+    assert found.locked_accuracy == point_metrics(test.label, test.probability, 0.5)["accuracy"]
+    assert found.gap == pytest.approx(best - found.locked_accuracy)
+    assert found.gap > 0.05
+    assert oracle_gap(films(20, 1, only=0), 0.5) is None

@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from pneumonia.evaluation.metrics import (
+    METRICS,
+    at_prevalence,
+    confusion,
+    ece,
+    point_metrics,
+    reliability_bins,
+    summary,
+)
+
+
+@pytest.mark.parametrize("decimals", [12, 1])
+@pytest.mark.parametrize("threshold", [0.5, 0.3])
+def test_every_metric_equals_sklearn(draw, decimals, threshold):
+    label, probability, _ = draw(decimals=decimals)
+    called = (probability >= threshold).astype(int)
+    expected = {
+        "accuracy": sk.accuracy_score(label, called),
+        "balanced_accuracy": sk.balanced_accuracy_score(label, called),
+        "auroc": sk.roc_auc_score(label, probability),
+        "average_precision": sk.average_precision_score(label, probability),
+        "sensitivity": sk.recall_score(label, called),
+        "specificity": sk.recall_score(label, called, pos_label=0),
+        "ppv": sk.precision_score(label, called),
+        "npv": sk.precision_score(label, called, pos_label=0),
+        "f1": sk.f1_score(label, called),
+        "mcc": sk.matthews_corrcoef(label, called),
+        "brier": sk.brier_score_loss(label, probability),
+        "log_loss": sk.log_loss(label, probability),
+    }
+    found = point_metrics(label, probability, threshold)
+    assert tuple(found) == METRICS
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_score_at_the_threshold_is_positive():
+    assert confusion([0, 0, 1, 1], [0.5, 0.49, 0.5, 0.49], 0.5) == {"tn": 1, "fp": 1, "fn": 1, "tp": 1}
+
+
+def test_ece_of_a_worked_example():
+    """Two bins of fifteen: (0.2, 0.2667] with mean 0.25 and no positive, (0.8, 0.8667] with mean 0.85 and 2 of 3."""
+    label, probability = [0, 1, 1, 0], [0.25, 0.84, 0.85, 0.86]
+    assert ece(label, probability) == pytest.approx(1 / 4 * 0.25 + 3 / 4 * abs(2 / 3 - 0.85), abs=1e-12)
+
+
+def test_ece_is_the_weighted_gap_of_the_reliability_bins(draw):
+    label, probability, _ = draw(decimals=2)
+    bins = reliability_bins(label, probability)
+    gaps = [abs(b.mean_probability - b.positive_rate) * b.films for b in bins if b.films]
+    assert sum(b.films for b in bins) == label.size
+    assert ece(label, probability) == pytest.approx(sum(gaps) / label.size, abs=1e-12)
+    for b in bins:
+        assert b.films or (b.mean_probability is None and b.positive_rate is None)
+
+
+def test_bin_edges_belong_to_the_bin_below_and_zero_to_the_first():
+    bins = reliability_bins([0, 0, 1, 1], [0.0, 0.2, 0.8, 1.0], bins=5)
+    assert [b.films for b in bins] == [2, 0, 0, 1, 1]
+
+
+def test_bayes_worked_example():
+    """1 % ill, sensitivity 90 %, specificity 91 %: about one positive in eleven is ill (Gigerenzer 2002)."""
+    ppv, npv = at_prevalence(0.90, 0.91, 0.01)
+    assert ppv == pytest.approx(0.009 / (0.009 + 0.0891))
+    assert npv == pytest.approx(0.9009 / (0.9009 + 0.001))
+    assert at_prevalence(1.0, 1.0, 0.0) == (None, 1.0)
+    assert at_prevalence(None, 0.9, 0.1) == (None, None)
+
+
+def test_prevalence_of_the_sample_gives_back_ppv_and_npv(draw):
+    label, probability, _ = draw()
+    found = point_metrics(label, probability, 0.4)
+    again = at_prevalence(found["sensitivity"], found["specificity"], label.mean())
+    assert again == pytest.approx((found["ppv"], found["npv"]))
+
+
+@pytest.mark.parametrize("only", [0, 1])
+def test_one_class_is_undefined_not_zero(only):
+    found = point_metrics([only] * 4, [0.1, 0.4, 0.6, 0.9], 0.5)
+    for name in ("auroc", "average_precision", "balanced_accuracy", "mcc"):
+        assert found[name] is None
+    assert (found["sensitivity"] is None) == (only == 0)
+    assert (found["specificity"] is None) == (only == 1)
+    assert found["accuracy"] == 0.5
+    assert not any(value is not None and np.isnan(value) for value in found.values())
+
+
+def test_one_call_leaves_what_divides_by_it_undefined():
+    found = point_metrics([0, 1, 0, 1], [0.1, 0.2, 0.3, 0.4], 0.9)
+    assert found["ppv"] is None
+    assert found["mcc"] is None
+    assert (found["npv"], found["f1"], found["sensitivity"]) == (0.5, 0.0, 0.0)
+
+
+def test_summary_agrees_with_the_metrics_and_the_counts(draw):
+    label, probability, _ = draw()
+    found = summary(label, probability, 0.3)
+    assert found["n"] == found["tn"] + found["fp"] + found["fn"] + found["tp"] == label.size
+    assert found["positives"] == found["fn"] + found["tp"] == label.sum()
+    assert found["threshold"] == 0.3
+    full = point_metrics(label, probability, 0.3)
+    assert all(found[name] == full[name] for name in ("accuracy", "auroc", "average_precision", "f1"))
+    assert all(type(value) in (int, float) for value in found.values())  # json writes no numpy types
