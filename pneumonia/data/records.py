@@ -74,8 +74,8 @@ def scan_folder(root: Path, patient_key: str) -> tuple[list[Record], list[str]]:
     """
     if not root.is_dir():
         raise UserError(
-            f"data.root={root}: no such folder; expected {EXPECTED}. Set data.root=/path/to/chest_xray, leave it out to "
-            "download the films, or try data=synthetic."
+            f"data.root={root}: no such folder; expected {EXPECTED}. Set data.root=/path/to/chest_xray, leave it out "
+            "to download the films, or try data=synthetic."
         )
     records, unknown = [], []
     for folder in ("train", "val", "test"):

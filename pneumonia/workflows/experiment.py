@@ -149,9 +149,7 @@ def uses_gpu(place: TrainerConfig) -> bool:
     """Whether to run on CUDA. Raises UserError when a GPU is asked for and there is none, or fewer than asked for."""
     there = torch.cuda.device_count()
     if place.accelerator == "gpu" and not there:
-        raise UserError(
-            "trainer.accelerator=gpu: no CUDA GPU is visible here. Type trainer=cpu, or mend the driver (see nvidia-smi)."
-        )
+        raise UserError("trainer.accelerator=gpu: no CUDA GPU is visible here. Type trainer=cpu, or mend the driver.")
     on_gpu = place.accelerator != "cpu" and there > 0
     if on_gpu and place.devices != "auto" and int(place.devices) > there:
         raise UserError(f"trainer.devices={place.devices}: expected at most {there}, the GPUs that are visible here.")

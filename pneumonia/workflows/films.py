@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Films:
-    """Records with their split, the folder their paths are relative to, what was left out or doubtful, whose they are."""
+    """Records with their split, the folder their paths are relative to, what was left out or doubtful; their source."""
 
     root: Path
     records: list[Record]
@@ -37,15 +37,13 @@ def films_of(data: DataConfig, seed: int) -> Films:
     else:
         records, unknown = scan_folder(root, data.patient_key)
     opened, bad = inspect_films(root, records)
-    if bad and data.on_bad_file == "error":
-        raise UserError(bad_files_message(bad))
-    if not opened:
+    if (bad and data.on_bad_file == "error") or not opened:
         raise UserError(bad_files_message(bad))
     notes = [f"left out {path}: {reason}" for path, reason in bad]
     if unknown and data.patient_key != "none":
         notes.append(
-            f"{len(unknown)} film names follow no known pattern and carry no patient ({unknown[0]}, ...): each counts as "
-            "a patient of its own, so one child may stand on both sides of the split. data.manifest=films.csv with a "
+            f"{len(unknown)} film names follow no known pattern and carry no patient ({unknown[0]}, ...): each counts "
+            "as a patient of its own, so one child may stand on both sides of the split. data.manifest=films.csv with a "
             "patient column mends it; data.patient_key=none says that it is meant."
         )
     split = split_by_patient(opened, data.val_fraction, seed, data.folds, data.fold)
