@@ -396,15 +396,18 @@ def hand_to_hydra(name: str, task: Callable[[Any], Any]) -> None:
         except UserError as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
-            log.error("pneumonia.%s: %s", name, error)
-            discard_unstarted(Path(HydraConfig.get().runtime.output_dir))
+            if discard_unstarted(Path(HydraConfig.get().runtime.output_dir)):
+                print(f"pneumonia.{name}: {error}", file=sys.stderr)
+            else:
+                log.error("pneumonia.%s: %s", name, error)
             raise SystemExit(2) from None
 
     hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
 
 
-def discard_unstarted(folder: Path) -> None:
+def discard_unstarted(folder: Path) -> bool:
     """Remove a run folder in which nothing but Hydra's own files and the log stands: the run never started."""
-    if all(entry.name == ".hydra" or entry.suffix == ".log" for entry in folder.iterdir()):
-        logging.shutdown()
+    unstarted = all(entry.name == ".hydra" or entry.suffix == ".log" for entry in folder.iterdir())
+    if unstarted:
         shutil.rmtree(folder)
+    return unstarted

@@ -93,5 +93,5 @@ def risk_coverage(label: ArrayLike, probability: ArrayLike, threshold: float) ->
 
 def _limit(nonconformity: Floats, alpha: float) -> float:
     """The conformal quantile; infinite (the class is always in the set) where n < 1 / alpha - 1."""
-    rank = int(np.ceil((nonconformity.size + 1) * (1 - alpha) - 1e-9))  # 1e-9: (19 + 1) * 0.95 must be 19, not 19.0..01
+    rank = int(np.ceil((nonconformity.size + 1) * (1 - alpha) - 1e-9))  # 150 * 0.82 is 123.00..01, not rank 124
     return float(np.sort(nonconformity)[rank - 1]) if rank <= nonconformity.size else float("inf")

@@ -29,6 +29,8 @@ def test_the_limit_is_the_next_larger_rank():
     assert fit_conformal(label, probability, 0.1).limit == pytest.approx((18 / 20, 18 / 20))
     assert fit_conformal(label, probability, 0.05).limit == pytest.approx((19 / 20, 19 / 20))
     assert fit_conformal(label, probability, 0.04).limit == (np.inf, np.inf)
+    rounded = fit_conformal(np.zeros(149, int), np.arange(1, 150) / 150, 0.18)  # 150 * 0.82 = 123.00..01 in floats
+    assert rounded.limit[0] == 123 / 150
 
 
 def test_a_class_never_seen_is_in_every_set():

@@ -1,0 +1,52 @@
+"""Films for the tests: phantoms drawn once a session, and the real ones where they lie beside the project."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the default suite is the CPU's; gpu tests run by themselves
+
+import pytest
+
+from pneumonia.data.synthetic import draw_films
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "chest_xray"
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 80 phantom films in the layout of chest_xray; not to be written to."""
+    folder = tmp_path_factory.mktemp("films") / "phantoms"
+    draw_films(folder, 80, seed=1)
+    return folder
+
+
+@pytest.fixture
+def films_copy(phantoms: Path, tmp_path: Path) -> Path:
+    """The same films, to be spoiled."""
+    import shutil
+
+    return Path(shutil.copytree(phantoms, tmp_path / "films"))
+
+
+@pytest.fixture(scope="session")
+def real_films() -> Path:
+    """The real films; skips where they are not."""
+    if not (REAL / "train").is_dir():
+        pytest.skip("the real films are not at ../shared/chest_xray")
+    return REAL
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """`command("train", "seed=1")` runs the command in-process, in an empty folder, as if it had been typed."""
+    import importlib
+
+    def run(name: str, *arguments: str) -> None:
+        module = importlib.import_module(f"pneumonia.{name}")
+        monkeypatch.setattr("sys.argv", [f"pneumonia.{name}", *arguments])
+        module.main()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PNEUMONIA_CACHE", str(tmp_path / "cache"))
+    return run

@@ -1,0 +1,129 @@
+"""The order and the augmentation of films come from (seed, epoch, index) and from nothing else."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from pneumonia.config import CONF, UserError
+from pneumonia.data.datamodule import FilmDataModule, balanced
+from pneumonia.data.dataset import EpochSampler
+from pneumonia.data.records import inspect_films, scan_folder
+from pneumonia.data.split import split_by_patient
+from pneumonia.data.transforms import Augmentation
+
+
+def steps(name: str) -> list[dict]:
+    return OmegaConf.to_container(OmegaConf.load(CONF / "augment" / f"{name}.yaml"))["steps"]  # type: ignore[index]
+
+
+def datamodule(root: Path, augment: str = "strong", workers: int = 0, balance: str = "none") -> FilmDataModule:
+    records = split_by_patient(inspect_films(root, scan_folder(root, "strict")[0])[0], 0.2, 0)
+    return FilmDataModule(
+        root, records, steps(augment), image_size=32, resize="squash", batch_size=8, num_workers=workers,
+        balance=balance, seed=3,
+    )  # fmt: skip
+
+
+def epoch(films: FilmDataModule, number: int) -> dict[str, torch.Tensor]:
+    loader = films.train_dataloader()
+    loader.sampler.set_epoch(number)  # type: ignore[attr-defined]
+    batches = list(loader)
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def test_a_batch_is_grey_bytes_with_targets_and_numbers(phantoms: Path) -> None:
+    films = datamodule(phantoms, "none")
+    batch = next(iter(films.val_dataloader()))
+    assert batch["image"].dtype == torch.uint8 and batch["image"].shape[1:] == (1, 32, 32)
+    assert batch["index"].tolist() == list(range(8))
+    assert batch["target"].tolist() == [r.label for r in films.records["val"][:8]]
+
+
+@pytest.mark.parametrize("augment", ["none", "light", "keras", "strong"])
+def test_the_number_of_loader_processes_changes_nothing(phantoms: Path, augment: str) -> None:
+    alone, two = (epoch(datamodule(phantoms, augment, workers), 1) for workers in (0, 2))
+    for name in alone:
+        assert torch.equal(alone[name], two[name])
+
+
+def test_each_epoch_draws_anew_and_an_epoch_again_draws_the_same(phantoms: Path) -> None:
+    films = datamodule(phantoms)
+    first, second, again = epoch(films, 0), epoch(films, 1), epoch(films, 0)
+    assert torch.equal(first["image"], again["image"])
+    assert not torch.equal(first["index"], second["index"])
+    order = first["index"].argsort(), second["index"].argsort()
+    assert not torch.equal(first["image"][order[0]], second["image"][order[1]])
+
+
+def test_persistent_workers_know_the_epoch(phantoms: Path) -> None:
+    films = datamodule(phantoms, workers=2)
+    loader = films.train_dataloader()
+    pictures = []
+    for number in (0, 1):
+        loader.sampler.set_epoch(number)  # type: ignore[attr-defined]
+        pictures.append(torch.cat([batch["image"] for batch in loader]))
+    assert torch.equal(pictures[1], epoch(datamodule(phantoms), 1)["image"])
+
+
+def test_operations_of_a_film_are_independent_draws() -> None:
+    """albumentations.Compose would seed each operation alike, so that the flip foretells the rotation."""
+    augmentation = Augmentation(steps("keras"))
+    ramp = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
+    rows = []
+    for index in range(400):
+        moved = augmentation(ramp, 0, 0, index).astype(float)
+        rows.append((moved[:, 40].mean() < moved[:, 24].mean(), moved[44, 32] - moved[20, 32]))
+    flipped, tilt = np.array(rows).T
+    assert 0.4 < flipped.mean() < 0.6
+    signed = np.where(flipped, -tilt, tilt)
+    assert abs(np.corrcoef(flipped, signed)[0, 1]) < 0.15
+
+
+def test_keras_ranges_are_reached_and_not_passed() -> None:
+    """A dot at the centre goes at most 0.2 of the side away (nearest-pixel rounding aside), and often past 0.1."""
+    augmentation = Augmentation(steps("keras"))
+    dot = np.zeros((101, 101), np.uint8)
+    dot[48:53, 48:53] = 255
+    places = []
+    for index in range(300):
+        moved = augmentation(dot, 1, 0, index)
+        y, x = np.nonzero(moved > 60)
+        places.append((y.mean() - 50, x.mean() - 50))
+    away = np.abs(np.array(places))
+    assert away.max() <= 0.2 * 101 + 1.5
+    assert (away > 0.1 * 101).mean() > 0.3
+
+
+def test_an_empty_pipeline_leaves_the_film_as_it_is() -> None:
+    film = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    assert Augmentation([])(film, 0, 0, 0) is film
+
+
+def test_a_step_outside_the_allowed_names_is_refused() -> None:
+    with pytest.raises(UserError, match="os.system"):
+        Augmentation([{"_target_": "os.system", "command": "true"}])
+
+
+@pytest.mark.parametrize("size", [7, 8, 313])
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_films_without_padding(size: int, world: int) -> None:
+    ordered = [list(EpochSampler(size, 0, False, rank=rank, world=world)) for rank in range(world)]
+    assert sorted(index for part in ordered for _, index in part) == list(range(size))
+    shuffled = [list(EpochSampler(size, 0, True, rank=rank, world=world)) for rank in range(world)]
+    assert len({len(part) for part in shuffled}) == 1
+    drawn = [index for part in shuffled for _, index in part]
+    assert len(set(drawn)) == len(drawn) == size // world * world
+
+
+def test_the_weighted_sampler_draws_both_classes_alike() -> None:
+    label = np.array([0] * 100 + [1] * 900, np.float32)
+    drawn = np.array([index for _, index in EpochSampler(1000, 0, True, balanced(label))])
+    assert 0.44 < label[drawn].mean() < 0.56
+
+
+def test_the_balance_setting_reaches_the_sampler(phantoms: Path) -> None:
+    assert datamodule(phantoms, balance="weighted_sampler").train_dataloader().sampler.weight is not None  # type: ignore[attr-defined]
+    assert datamodule(phantoms).train_dataloader().sampler.weight is None  # type: ignore[attr-defined]

@@ -1,0 +1,150 @@
+"""Records know whose film it is, and a folder that does not fit is refused by name."""
+
+import io
+import struct
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pneumonia.config import UserError
+from pneumonia.data.records import (
+    Record,
+    inspect,
+    inspect_films,
+    parse_name,
+    read_manifest,
+    scan_folder,
+    write_manifest,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "strict", "conservative", "subtype"),
+    [
+        ("person1000_bacteria_2931", "person-bacteria-1000", "person-1000", "bacteria"),
+        ("person441_virus_900", "person-virus-441", "person-441", "virus"),
+        ("person1491_virus_2606_1", "person-virus-1491", "person-1491", "virus"),
+        ("IM-0115-0001", "IM-0115", "IM-0115", ""),
+        ("IM-0523-0001-0002", "IM-0523", "IM-0523", ""),
+        ("NORMAL2-IM-1423-0001", "NORMAL2-IM-1423", "NORMAL2-IM-1423", ""),
+    ],
+)
+def test_file_names_carry_patient_and_subtype(name: str, strict: str, conservative: str, subtype: str) -> None:
+    assert parse_name(name, "strict") == (strict, subtype)
+    assert parse_name(name, "conservative") == (conservative, subtype)
+
+
+def test_a_name_of_no_known_pattern_is_not_guessed_at() -> None:
+    assert parse_name("scan_17", "strict") is None
+
+
+def test_a_scan_finds_every_film_once_and_merges_an_official_val_into_train(films_copy: Path) -> None:
+    before, _ = scan_folder(films_copy, "strict")
+    for name in ("NORMAL", "PNEUMONIA"):
+        (films_copy / "val" / name).mkdir(parents=True)
+        moved = next((films_copy / "train" / name).iterdir())
+        moved.rename(films_copy / "val" / name / moved.name)
+    after, unknown = scan_folder(films_copy, "strict")
+    assert sorted(Path(r.path).name for r in after) == sorted(Path(r.path).name for r in before)
+    assert {r.split for r in after if r.path.startswith("val/")} == {"train"}
+    assert not unknown
+
+
+def test_masks_beside_the_films_are_not_films(phantoms: Path) -> None:
+    records, _ = scan_folder(phantoms, "strict")
+    assert len(records) == 80 and (phantoms / "masks").is_dir()
+
+
+def test_real_films_have_the_patients_that_data_md_counts(real_films: Path) -> None:
+    strict, unknown = scan_folder(real_films, "strict")
+    ill = {r.patient for r in strict if r.split == "train" and r.label == 1}
+    assert len(strict) == 5528 and len(ill) == 2443 and not unknown
+    both = {r.patient for r in strict if r.split == "train"} & {r.patient for r in strict if r.split == "test"}
+    assert not both
+    loose, _ = scan_folder(real_films, "conservative")
+    both = {r.patient for r in loose if r.split == "train"} & {r.patient for r in loose if r.split == "test"}
+    assert len(both) == 89
+
+
+def test_a_manifest_reads_back_as_it_was_written(phantoms: Path, tmp_path: Path) -> None:
+    records, _ = inspect_films(phantoms, scan_folder(phantoms, "strict")[0])
+    write_manifest(tmp_path / "manifest.csv", records)
+    again, _ = inspect_films(phantoms, read_manifest(tmp_path / "manifest.csv", phantoms, "strict")[0])
+    assert again == records
+
+
+def test_a_film_that_changed_since_its_manifest_is_refused(films_copy: Path) -> None:
+    record = inspect_films(films_copy, scan_folder(films_copy, "strict")[0])[0][0]
+    file = films_copy / record.path
+    Image.open(file).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(file)
+    assert "changed since the manifest" in inspect(file, record)  # type: ignore[operator]
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG that claims a size, with next to no data."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def jpeg() -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300), dtype=np.uint8)).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "zero bytes"),
+        (b"this is a text, not a film", "not a JPEG or PNG"),
+        (jpeg()[:-2000], "truncated"),
+        (png(60_000, 60_000), "decompression bomb"),
+        (png(64, 64), "truncated"),
+        (b"GIF89a" + bytes(100), "not a JPEG or PNG"),
+    ],
+    ids=["empty", "text", "truncated", "bomb", "short png", "gif"],
+)
+def test_a_bad_file_is_named_with_its_reason(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "film.jpeg").write_bytes(content)
+    good, bad = inspect_films(tmp_path, [Record("film.jpeg", 0, "p"), Record("gone.jpeg", 0, "q")])
+    assert not good
+    assert [path for path, _ in bad] == ["film.jpeg", "gone.jpeg"]
+    assert reason in bad[0][1] and bad[1][1] == "no such file"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label\na.png,0\n", "no column patient"),
+        ("path,label,patient\n", "no films"),
+        ("path,label,patient\na.png,2,p\n", "line 2: label=2"),
+        ("path,label,patient\na.png,0,p\na.png,1,p\n", "line 3: a.png stands already in line 2"),
+        ("path,label,patient,split\na.png,0,p,tset\n", "split=tset"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "films.csv"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_manifest(file, tmp_path, "strict")
+
+
+def test_a_manifest_gives_patients_that_names_do_not(tmp_path: Path) -> None:
+    (tmp_path / "films.csv").write_text("path,label,patient\nscan1.png,NORMAL,anna\nscan2.png,1,\n")
+    records, unknown = read_manifest(tmp_path / "films.csv", tmp_path, "strict")
+    assert records[0] == replace(records[0], patient="anna", label=0, split="train")
+    assert unknown == ["scan2.png"]  # no patient is told, and the film is not silently given one
+
+
+def test_the_patient_key_none_makes_every_film_its_own(phantoms: Path) -> None:
+    records, _ = scan_folder(phantoms, "none")
+    assert len({r.patient for r in records}) == len(records)

@@ -1,0 +1,96 @@
+"""No patient and no duplicate is on both sides; every film is on one."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pneumonia.config import UserError
+from pneumonia.data.records import Record, inspect_films, scan_folder
+from pneumonia.data.split import class_counts, split_by_patient
+
+
+def films(patients: int = 60, seed: int = 0) -> list[Record]:
+    """1 to 5 films each of many patients; a third are normal; some bytes stand twice, under different patients."""
+    rng = np.random.default_rng(seed)
+    records = [
+        Record(f"train/{p}-{n}.png", int(p % 3 > 0), f"patient-{p}", split="train", sha256=f"{p}-{n}")
+        for p in range(patients)
+        for n in range(rng.integers(1, 6))
+    ]
+    records[4] = replace(records[4], sha256=records[-1].sha256)
+    return [*records, Record("test/1.png", 0, "t1", split="test"), Record("test/2.png", 1, "t2", split="test")]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_patient_and_no_duplicate_is_on_both_sides(seed: int) -> None:
+    records = films()
+    split = split_by_patient(records, 0.2, seed)
+    train, val = ([r for r in split if r.split == name] for name in ("train", "val"))
+    assert not {r.patient for r in train} & {r.patient for r in val}
+    assert not {r.sha256 for r in train} & {r.sha256 for r in val}
+    assert sorted(r.path for r in split) == sorted(r.path for r in records)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.2, 0.35])
+def test_the_share_of_each_class_is_kept_to_within_a_patient(fraction: float) -> None:
+    split = split_by_patient(films(200), fraction, seed=0)
+    counts = class_counts(split)
+    for name in ("NORMAL", "PNEUMONIA"):
+        total = counts["train"][name] + counts["val"][name]
+        assert abs(counts["val"][name] - fraction * total) <= 5
+
+
+def test_the_split_depends_on_the_seed_and_not_on_the_order_of_the_folder() -> None:
+    records = films()
+
+    def sides(records: list[Record], seed: int) -> set[str]:
+        return {r.path for r in split_by_patient(records, 0.2, seed) if r.split == "val"}
+
+    assert sides(records, 0) == sides(records[::-1], 0) != sides(records, 1)
+
+
+def test_folds_validate_every_training_film_once_and_keep_patients_together() -> None:
+    records = films()
+    seen: list[str] = []
+    for fold in range(4):
+        split = split_by_patient(records, 0.2, 0, folds=4, fold=fold)
+        val = [r for r in split if r.split == "val"]
+        assert not {r.patient for r in val} & {r.patient for r in split if r.split == "train"}
+        assert {r.label for r in val} == {0, 1}
+        seen += [r.path for r in val]
+    assert sorted(seen) == sorted(r.path for r in records if r.split == "train")
+
+
+def test_test_films_stay_and_a_given_val_split_is_kept() -> None:
+    records = films()
+    assert [r for r in split_by_patient(records, 0.2, 0) if r.split == "test"] == records[-2:]
+    given = split_by_patient(records, 0.2, 3)
+    assert split_by_patient(given, 0.5, seed=9) == given
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([Record("a", 0, "p", split="train"), Record("b", 1, "q", split="train")], "Too few patients"),
+        ([Record(f"{n}", 0, f"{n}", split="train") for n in range(9)], "PNEUMONIA has 0"),
+        ([Record(f"{n}", n % 2, "one", split="train") for n in range(9)], "Too few patients"),
+        ([*films(30)[:-1]], "The test split has no PNEUMONIA"),
+    ],
+)
+def test_what_cannot_be_split_is_refused(records: list[Record], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        split_by_patient(records, 0.2, 0)
+
+
+def test_real_films_split_by_patient(real_films) -> None:
+    records, bad = inspect_films(real_films, scan_folder(real_films, "strict")[0])
+    split = split_by_patient(records, 0.2, seed=0)
+    assert not bad
+    assert class_counts(split) == {
+        "train": {"NORMAL": 1073, "PNEUMONIA": 3100},
+        "val": {"NORMAL": 268, "PNEUMONIA": 775},
+        "test": {"NORMAL": 117, "PNEUMONIA": 195},
+    }
+    sides = {name: {r.sha256 for r in split if r.split == name} for name in ("train", "val")}
+    assert not sides["train"] & sides["val"]

@@ -1,0 +1,64 @@
+"""The house is in order: lint, types, floors; a command answers without torch; every choice has its line in --help."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pneumonia.config import CONF, choices, first_comment, groups, help_text
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+
+
+@pytest.mark.parametrize(
+    "check", ["ruff check .", "ruff format --check .", "mypy", "lint-imports"], ids=lambda check: check.split()[0:2]
+)
+def test_the_code_passes(check: str) -> None:
+    tool, *arguments = check.split()
+    done = subprocess.run([BIN / tool, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_importing_the_command_loads_no_torch() -> None:
+    probe = "import sys, pneumonia.train; sys.exit(bool({'torch', 'lightning', 'albumentations'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", probe], cwd=ROOT).returncode == 0
+
+
+def test_help_and_a_typo_are_answered_without_torch() -> None:
+    probe = (
+        "import sys, pneumonia.train\n"
+        "sys.argv[1:] = [{argument!r}]\n"
+        "try: pneumonia.train.main()\n"
+        "except SystemExit: pass\n"
+        "sys.exit(bool({{'torch', 'lightning'}} & set(sys.modules)))"
+    )
+    for argument in ("--help", "data.rot=/x", "data.root=/nowhere"):
+        done = subprocess.run([sys.executable, "-c", probe.format(argument=argument)], cwd=ROOT, capture_output=True)
+        assert done.returncode == 0, (argument, done.stderr)
+
+
+def test_help_lists_every_choice_with_a_line_on_each() -> None:
+    text = help_text("train")
+    for group in groups("train"):
+        for choice in choices(group):
+            line = first_comment(CONF / group / f"{choice}.yaml")
+            assert line, f"conf/{group}/{choice}.yaml says nothing of itself"
+            assert any(choice in row and line in row for row in text.splitlines())
+
+
+def test_evaluation_needs_no_torch() -> None:
+    probe = "import sys, pneumonia.evaluation.metrics; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", probe], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.slow
+def test_the_wheel_ships_its_settings(tmp_path: Path) -> None:
+    import zipfile
+
+    subprocess.run(["uv", "build", "--wheel", "-o", tmp_path, ROOT], check=True, capture_output=True)
+    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
+    shipped = {name.removeprefix("pneumonia/conf/") for name in names if name.startswith("pneumonia/conf/")}
+    assert shipped == {file.relative_to(CONF).as_posix() for file in CONF.rglob("*.yaml")}
+    assert "pneumonia/py.typed" in names
