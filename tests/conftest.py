@@ -1,10 +1,7 @@
 """Films for the tests: phantoms drawn once a session, and the real ones where they lie beside the project."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
-
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the default suite is the CPU's; gpu tests run by themselves
 
 import pytest
 

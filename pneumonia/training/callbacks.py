@@ -156,6 +156,13 @@ def read_history(file: Path) -> list[dict[str, float | None]]:
         ]
 
 
+def best_row(history: list[dict[str, float | None]], objective: str) -> dict[str, float | None] | None:
+    """The row whose weights best.ckpt holds: of equal ones the first; None when the objective was never defined."""
+    rows = [row for row in history if row[objective] is not None]
+    sign = 1 if mode_of(objective) == "min" else -1
+    return min(rows, key=lambda row: sign * float(row[objective] or 0), default=None)
+
+
 def epoch_line(row: dict[str, float], epochs: int) -> str:
     """One line a person can read."""
     parts = [f"{name} {row[name]:.4f}" for name in COLUMNS[2:10] if name in row]

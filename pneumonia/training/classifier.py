@@ -19,6 +19,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from pneumonia.build import build
 from pneumonia.data.dataset import Batch
+from pneumonia.training.schedules import Factor
 
 
 class Classifier(L.LightningModule):
@@ -47,6 +48,8 @@ class Classifier(L.LightningModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.label_smoothing = label_smoothing
+        self.build_optimizer()  # settings that don't fit are told before the films are touched
+        self.build_factor(1, 1)
         self.register_buffer("positive_weight", torch.tensor(positive_weight), persistent=False)
         self.train_metrics = MetricCollection({"accuracy": BinaryAccuracy()}, prefix="train/")
         self.val_metrics = MetricCollection(
@@ -103,12 +106,17 @@ class Classifier(L.LightningModule):
         return {"index": batch["index"], "logit": self(batch["image"])}
 
     def configure_optimizers(self) -> Any:
-        groups = parameter_groups(self.net, self.optimizer.get("weight_decay", 0.0))
-        optimizer = build("optimizer", self.optimizer | {"fused": True}, params=groups)
+        optimizer = self.build_optimizer()
         total = int(self.trainer.estimated_stepping_batches)
-        epochs = self.trainer.max_epochs or 1
-        factor = build("schedule", self.schedule, steps_per_epoch=max(1, total // epochs), total_steps=total)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+        schedule = LambdaLR(optimizer, self.build_factor(max(1, total // (self.trainer.max_epochs or 1)), total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        groups = parameter_groups(self.net, self.optimizer.get("weight_decay", 0.0))
+        return build("optimizer", self.optimizer | {"fused": True}, params=groups)
+
+    def build_factor(self, steps_per_epoch: int, total_steps: int) -> Factor:
+        return build("schedule", self.schedule, steps_per_epoch=steps_per_epoch, total_steps=total_steps)
 
 
 def closed(metrics: MetricCollection) -> dict[str, Tensor]:

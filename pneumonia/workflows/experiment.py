@@ -23,8 +23,10 @@ from pneumonia.training.callbacks import (
     TensorBoardPictures,
     UnfreezeAt,
     best_checkpoint,
+    best_row,
     last_checkpoint,
     mode_of,
+    read_history,
 )
 from pneumonia.training.checkpoint import AtomicCheckpointIO, load_classifier
 from pneumonia.training.classifier import Classifier
@@ -138,6 +140,8 @@ def callbacks(config: TrainConfig, folder: Path) -> list[L.Callback]:
     ]
     if sys.stdout.isatty():
         chosen.append(TQDMProgressBar(refresh_rate=5))
+    if config.trainer.strategy == "ddp":
+        chosen.append(SpeakInChild(folder / "train.log"))
     if config.unfreeze_epoch is not None:
         chosen.append(UnfreezeAt(config.unfreeze_epoch))
     if config.stop_on is not None:
@@ -198,9 +202,10 @@ def test_best(
     write_predictions(folder / "predictions.csv", predictions)
     metrics = summarize(predictions)
     write_json(folder / "metrics.json", metrics)
-    saver = trainer.checkpoint_callbacks[0]
-    objective = float(saver.best_model_score)  # type: ignore[attr-defined]
-    history = draw_after(folder, metrics, config.objective)
+    history = read_history(folder / "metrics.csv")
+    row = best_row(history, config.objective)
+    draw_after(folder, metrics, history, None if row is None else int(row["epoch"] or 0))
+    objective = None if row is None else row[config.objective]
     record.update(
         objective={"name": config.objective, "value": objective},
         epochs=len(history),
@@ -208,7 +213,7 @@ def test_best(
     )
     log_hyperparameters(config, trainer, metrics)
     log_table(metrics)
-    return objective
+    return float("nan") if objective is None else objective
 
 
 def log_hyperparameters(config: TrainConfig, trainer: L.Trainer, metrics: dict[str, dict[str, Any]]) -> None:
@@ -252,15 +257,29 @@ def end_early(record: RunRecord, folder: Path, error: BaseException) -> None:
         log.warning("Interrupted; %s.", kept)
 
 
+class SpeakInChild(L.Callback):
+    """A spawned process begins without logging: the first of them writes to the terminal and to the run's log."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        quiet()
+        if trainer.is_global_zero and not logging.getLogger().handlers:
+            handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout), logging.FileHandler(self.file)]
+            logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers)
+
+
 def quiet() -> None:
     """Keep Lightning's notices and tips off the terminal; what a user needs to know is said by this module."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     for text in (
         ".*does not have many workers.*",
-        ".*`isinstance\\(treespec, LeafSpec\\)`.*",
         ".*LeafSpec.*",
         ".*exists and is not empty.*",
         ".*number of training batches.*",
+        ".*sync_dist=True.*",  # every process logs the value over all of them
+        ".*module\\(s\\) in eval mode.*",  # frozen blocks are meant to be
     ):
         warnings.filterwarnings("ignore", text)

@@ -43,8 +43,8 @@ def films_of(data: DataConfig, seed: int) -> Films:
     if unknown and data.patient_key != "none":
         notes.append(
             f"{len(unknown)} film names follow no known pattern and carry no patient ({unknown[0]}, ...): each counts "
-            "as a patient of its own, so one child may stand on both sides of the split. data.manifest=films.csv with a "
-            "patient column mends it; data.patient_key=none says that it is meant."
+            "as a patient of its own, so one child may stand on both sides of the split. data.manifest=films.csv with "
+            "a patient column mends it; data.patient_key=none says that it is meant."
         )
     split = split_by_patient(opened, data.val_fraction, seed, data.folds, data.fold)
     return Films(root, split, bad, notes, credit(data, understood=not unknown))

@@ -9,9 +9,10 @@ from pneumonia.data.datamodule import FilmDataModule
 from pneumonia.data.split import class_counts
 from pneumonia.models.cnn import layer_table
 from pneumonia.report import figures
-from pneumonia.training.callbacks import mode_of, read_history
 from pneumonia.training.classifier import Classifier
 from pneumonia.workflows.films import Films
+
+History = list[dict[str, float | None]]
 
 
 def draw_before(folder: Path, films: Films, datamodule: FilmDataModule, classifier: Classifier) -> None:
@@ -47,22 +48,11 @@ def augmented_sheet(films: Films, datamodule: FilmDataModule) -> Any:
     return figures.film_sheet(batch["image"][:, 0].numpy(), names, "Augmented training films", films.credit)
 
 
-def draw_after(folder: Path, metrics: dict[str, dict[str, Any]], objective: str) -> list[dict[str, float | None]]:
-    """curves.png and a confusion matrix for each split; the history that the curves are drawn from."""
+def draw_after(folder: Path, metrics: dict[str, dict[str, Any]], history: History, best: int | None) -> None:
+    """curves.png with the best epoch marked, and a confusion matrix for each split."""
     target = folder / "figures"
-    history = read_history(folder / "metrics.csv")
-    figures.save(figures.curves(history, best_epoch(history, objective)), target / "curves.png")
+    figures.save(figures.curves(history, best), target / "curves.png")
     for split, values in metrics.items():
         counts = {name: values[name] for name in ("tn", "fp", "fn", "tp")}
         matrix = figures.confusion_matrix(**counts, title=f"{split}, threshold {values['threshold']:g}")
         figures.save(matrix, target / f"confusion_matrix_{split}.png")
-    return history
-
-
-def best_epoch(history: list[dict[str, float | None]], objective: str) -> int | None:
-    """The epoch whose weights best.ckpt holds: of equal ones the first."""
-    values = [(row["epoch"], row[objective]) for row in history if row.get(objective) is not None]
-    if not values:
-        return None
-    sign = 1 if mode_of(objective) == "min" else -1
-    return int(min(values, key=lambda pair: sign * pair[1])[0])  # type: ignore[operator,arg-type]

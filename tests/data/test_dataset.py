@@ -103,7 +103,7 @@ def test_an_empty_pipeline_leaves_the_film_as_it_is() -> None:
 
 
 def test_a_step_outside_the_allowed_names_is_refused() -> None:
-    with pytest.raises(UserError, match="os.system"):
+    with pytest.raises(UserError, match=r"os\.system"):
         Augmentation([{"_target_": "os.system", "command": "true"}])
 
 

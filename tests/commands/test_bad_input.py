@@ -1,0 +1,218 @@
+"""Every mistake is one clear error: it names the value and the way out; no traceback, nothing half-written."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+Command = Callable[..., None]
+SMALL = ("trainer=debug", "data.image_size=32")
+
+
+def refused(command: Command, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that must fail with exit code 2, one message on stderr and no run folder; the message."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ending:
+        command("train", *arguments)
+    told = capsys.readouterr()
+    assert ending.value.code == 2
+    assert "Traceback" not in told.out + told.err
+    left = [file for file in Path("outputs").rglob("*") if file.is_file()] if Path("outputs").exists() else []
+    assert not left, left
+    assert told.err.startswith("pneumonia.train: ")
+    return told.err
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("model=vgg61", "model=vgg61: expected one of baseline, deep"),
+        ("model=vgg61", "did you mean vgg16?"),
+        ("data.imge_size=3", "there is no setting data.imge_size; did you mean data.image_size?"),
+        ("epoch=3", "there is no setting epoch; did you mean epochs?"),
+        ("model.dropuot=0.1", "did you mean model.dropout?"),
+        ("data.val_fraction=1.5", "data.val_fraction=1.5: expected a share of train between 0 and 1"),
+        ("data.val_fraction=abc", "data.val_fraction"),
+        ("data.image_size=big", "data.image_size"),
+        ("epochs=0", "epochs=0: expected a number >= 1"),
+        ("seed=-1", "seed=-1: expected"),
+        ("objective=val/acuracy", "did you mean val/accuracy?"),
+        ("balance=weigted_loss", "did you mean weighted_loss?"),
+        ("data.resize=stretch", "expected one of squash, pad, crop"),
+        ("data.patient_key=loose", "expected one of strict, conservative, none"),
+        ("data.on_bad_file=ignore", "expected one of error, skip"),
+        ("data.folds=5", "data.folds and data.fold go together"),
+        ("optimizer.lr=fast", "optimizer.lr=fast: expected a number"),
+        ("model.dropout=true", "expected a number"),
+        ("trainer.devices=many", "trainer.devices=many: expected auto or a count"),
+        ("gradient_clip=0", "gradient_clip=0.0: expected a number > 0"),
+        ("seed", "seed: expected key=value"),
+        ("--seed=1", "--seed=1: there is no such flag"),
+        ("data.phantoms=41", "expected an even number"),
+    ],
+)
+def test_a_mistyped_setting(command: Command, capsys: pytest.CaptureFixture[str], typed: str, message: str) -> None:
+    assert message in refused(command, capsys, "data=synthetic", typed)
+
+
+def test_a_bad_value_anywhere_in_a_sweep_is_told_before_the_first_job(
+    command: Command, capsys: pytest.CaptureFixture[str], phantoms: Path
+) -> None:
+    told = refused(command, capsys, "-m", *SMALL, f"data.root={phantoms}", "seed=1,2", "data.val_fraction=0.2,1.5")
+    assert "data.val_fraction=1.5" in told
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("model.dropout=2", "dropout=2"),
+        ("data.image_size=8", "too small"),
+        ("optimizer.lr=-1", "learning rate"),
+        ("schedule.warmup=2", "warmup=2"),
+        ("model._target_=os.system", "model._target_=os.system: expected a name that starts with"),
+        ("trainer=gpu", "no CUDA GPU is visible"),
+    ],
+)
+def test_a_value_that_only_the_library_can_judge(
+    command: Command, capsys: pytest.CaptureFixture[str], phantoms: Path, typed: str, message: str
+) -> None:
+    if typed == "trainer=gpu" and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    assert message in refused(command, capsys, *SMALL, f"data.root={phantoms}", typed)
+
+
+def test_a_missing_root(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    told = refused(command, capsys, *SMALL, "data.root=/nowhere/chest_xray")
+    assert "/nowhere/chest_xray" in told and "data=synthetic" in told
+
+
+def spoil(films: Path, how: str) -> None:
+    if how == "no test":
+        shutil.rmtree(films / "test")
+    elif how == "no class":
+        shutil.rmtree(films / "train" / "NORMAL")
+    elif how == "empty class":
+        for file in (films / "train" / "PNEUMONIA").iterdir():
+            file.unlink()
+    elif how == "third class":
+        (films / "train" / "COVID").mkdir()
+    elif how == "one patient":
+        for file in sorted((films / "train" / "NORMAL").iterdir())[1:]:
+            file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("no test", "test/NORMAL is missing"),
+        ("no class", "train/NORMAL is missing"),
+        ("empty class", "train/PNEUMONIA has no films"),
+        ("third class", "train/COVID: a third class"),
+        ("one patient", "Too few patients to split: NORMAL has 1"),
+    ],
+)
+def test_a_folder_that_does_not_fit(
+    command: Command, capsys: pytest.CaptureFixture[str], films_copy: Path, how: str, message: str
+) -> None:
+    spoil(films_copy, how)
+    assert message in refused(command, capsys, *SMALL, f"data.root={films_copy}")
+
+
+def test_bad_files_are_listed_by_name_or_left_out_when_asked(
+    command: Command, capsys: pytest.CaptureFixture[str], films_copy: Path, tmp_path: Path
+) -> None:
+    import json
+
+    first, second = sorted((films_copy / "train" / "NORMAL").iterdir())[:2]
+    first.write_bytes(b"")
+    second.write_bytes(second.read_bytes()[:900])
+    told = refused(command, capsys, *SMALL, f"data.root={films_copy}")
+    assert "2 films can't be used" in told and "data.on_bad_file=skip" in told
+    assert f"train/NORMAL/{first.name}: zero bytes" in told and f"train/NORMAL/{second.name}: " in told
+    command("train", *SMALL, f"data.root={films_copy}", "data.on_bad_file=skip", "hydra.run.dir=run")
+    skipped = json.loads((tmp_path / "run" / "run.json").read_text())["skipped"]
+    assert [entry["path"] for entry in skipped] == [f"train/NORMAL/{f.name}" for f in (first, second)]
+    assert f"left out train/NORMAL/{first.name}: zero bytes" in (tmp_path / "run" / "train.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (None, "no such file"),
+        ({"features.0.weight": torch.zeros(1)}, "another architecture"),
+        (b"not a state dict", "not a state dict"),
+    ],
+    ids=["missing", "other", "text"],
+)
+def test_weights_that_do_not_fit(
+    command: Command, capsys: pytest.CaptureFixture[str], phantoms: Path, tmp_path: Path, state: object, message: str
+) -> None:
+    file = tmp_path / "weights.pth"
+    if isinstance(state, bytes):
+        file.write_bytes(state)
+    elif state is not None:
+        torch.save(state, file)
+    told = refused(command, capsys, *SMALL, f"data.root={phantoms}", "model=vgg16", f"model.weights={file}")
+    assert message in told and str(file) in told
+
+
+def test_an_output_folder_that_cannot_be_written(
+    command: Command, capsys: pytest.CaptureFixture[str], phantoms: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    told = refused(command, capsys, *SMALL, f"data.root={phantoms}", f"hydra.run.dir={tmp_path}/file/run")
+    assert "not a writable folder" in told
+
+
+def test_a_diverging_run_stops_with_its_step_and_says_so_in_run_json(
+    command: Command, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import json
+
+    with pytest.raises(SystemExit) as ending:
+        command(
+            "train",
+            "trainer=cpu",
+            "data.image_size=32",
+            f"data.root={phantoms}",
+            "optimizer.lr=1e38",
+            "hydra.run.dir=run",
+        )
+    assert ending.value.code == 2
+    told = capsys.readouterr().out
+    assert "nan or infinite at step" in told and "Traceback" not in told
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+
+
+def test_films_that_cannot_be_downloaded(
+    command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: str) -> str:
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr("kagglehub.dataset_download", refuse)
+    told = refused(command, capsys, *SMALL)
+    assert "data.root=/path/to/chest_xray" in told and "data=synthetic" in told
+    assert "data.download=false" in refused(command, capsys, *SMALL, "data.download=false")
+
+
+def test_films_in_kagglehubs_cache_are_found_once_and_without_asking_online(
+    command: Command, films_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The archive nests chest_xray/chest_xray and a __MACOSX beside the films; none of them counts twice."""
+    archive = tmp_path / "kaggle/datasets/paultimothymooney/chest-xray-pneumonia/versions/2"
+    archive.mkdir(parents=True)
+    shutil.copytree(films_copy, archive / "chest_xray")
+    shutil.copytree(films_copy, archive / "chest_xray" / "chest_xray")
+    junk = archive / "chest_xray" / "__MACOSX" / "train" / "NORMAL"
+    junk.mkdir(parents=True)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(junk / "._IM-0001-0001.png")
+    (archive.parents[1] / "2.complete").touch()
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "kaggle"))
+    command("train", *SMALL, "hydra.run.dir=run")
+    lines = (tmp_path / "run" / "manifest.csv").read_text().splitlines()
+    assert len(lines) - 1 == 80

@@ -1,0 +1,191 @@
+"""The loss and the metrics are what they say, and a checkpoint holds nothing but tensors and plain values."""
+
+import math
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from sklearn.metrics import average_precision_score, roc_auc_score
+from torch.utils.data import DataLoader
+
+from pneumonia.config import UserError
+from pneumonia.models.vgg import VGG
+from pneumonia.training.callbacks import NonFiniteLoss, ReseedEachStep, StopOnNonFiniteLoss, UnfreezeAt, best_checkpoint
+from pneumonia.training.checkpoint import AtomicCheckpointIO, load_classifier
+from pneumonia.training.classifier import Classifier, parameter_groups
+
+CNN = {"_target_": "pneumonia.models.cnn.cnn", "blocks": [[4]], "dense": [8], "dropout": 0.5, "image_size": 16}
+ADAM = {"_target_": "torch.optim.Adam", "lr": 0.01, "weight_decay": 0.1}
+CONSTANT = {"_target_": "pneumonia.training.schedules.constant", "warmup": 0.0}
+
+
+def classifier(**change: object) -> Classifier:
+    torch.manual_seed(0)
+    return Classifier(**{"model": CNN, "optimizer": ADAM, "schedule": CONSTANT} | change)  # type: ignore[arg-type]
+
+
+def batches(films: int = 22, size: int = 8, channels: int = 16) -> DataLoader:
+    """Bright films are positive, mostly; the last batch is short."""
+    rng = np.random.default_rng(0)
+    target = np.arange(films) % 3 > 0
+    image = (
+        rng.integers(0, 120, (films, 1, channels, channels))
+        + 60 * target[:, None, None, None]
+        + rng.integers(0, 70, (films, 1, 1, 1))
+    )
+    rows = [
+        {"image": torch.tensor(i, dtype=torch.uint8), "target": torch.tensor(float(t)), "index": torch.tensor(n)}
+        for n, (i, t) in enumerate(zip(image, target, strict=True))
+    ]
+    return DataLoader(rows, size)  # type: ignore[arg-type]
+
+
+def trainer(folder: Path, *callbacks: Callback, epochs: int = 1, **settings: object) -> L.Trainer:
+    return L.Trainer(
+        accelerator="cpu", max_epochs=epochs, logger=False, callbacks=list(callbacks), plugins=[AtomicCheckpointIO()],
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=folder,
+        enable_checkpointing=any("Checkpoint" in type(c).__name__ for c in callbacks), **settings,
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+def test_the_loss_is_smoothed_and_weighted_cross_entropy() -> None:
+    model = classifier(positive_weight=0.3, label_smoothing=0.1, model=CNN | {"dropout": 0.0})
+    batch = next(iter(batches()))
+    z, y = model(batch["image"]).double(), batch["target"].double() * 0.9 + 0.05
+    p = 1 / (1 + torch.exp(-z))
+    by_hand = -(0.3 * y * p.log() + (1 - y) * (1 - p).log()).mean()
+    assert model.training_step(batch, 0).item() == pytest.approx(by_hand.item(), rel=1e-5)
+
+
+def test_validation_metrics_equal_sklearns_whatever_the_batches(tmp_path: Path) -> None:
+    model = classifier()
+    films = batches(61, 9)
+    model.eval()
+    with torch.no_grad():
+        logit = torch.cat([model(batch["image"]) for batch in films]).double()
+    target = torch.cat([batch["target"] for batch in films]).numpy()
+    probability = torch.sigmoid(logit).numpy()
+    [got] = trainer(tmp_path).validate(model, films, verbose=False)
+    assert got["val/auroc"] == pytest.approx(roc_auc_score(target, probability), abs=1e-5)
+    assert got["val/average_precision"] == pytest.approx(average_precision_score(target, probability), abs=1e-5)
+    assert got["val/accuracy"] == pytest.approx(np.mean((probability >= 0.5) == target), abs=1e-6)
+    assert got["val/sensitivity"] == pytest.approx(np.mean(probability[target == 1] >= 0.5), abs=1e-6)
+    assert got["val/specificity"] == pytest.approx(np.mean(probability[target == 0] < 0.5), abs=1e-6)
+    loss = -np.mean(np.where(target == 1, np.log(probability), np.log(1 - probability)))
+    assert got["val/loss"] == pytest.approx(loss, rel=1e-4)
+
+
+def test_auroc_of_one_class_is_undefined_and_not_zero(tmp_path: Path) -> None:
+    rows = [row for batch in batches(20, 1) for row in [batch] if batch["target"] == 1]
+    films = DataLoader([{k: v[0] for k, v in row.items()} for row in rows], 4)  # type: ignore[arg-type]
+    [got] = trainer(tmp_path).validate(classifier(), films, verbose=False)
+    assert math.isnan(got["val/auroc"]) and math.isnan(got["val/average_precision"])
+
+
+def test_decay_is_for_hidden_kernels_only() -> None:
+    net = classifier().net
+    decays, rest = parameter_groups(net, 0.1)
+    assert {id(p) for p in decays["params"]} == {id(net.features[0].weight), id(net.head[1].weight)}  # type: ignore[index]
+    assert len(decays["params"]) + len(rest["params"]) == len(list(net.parameters()))
+    assert (decays["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
+
+
+def test_adams_decay_of_2e_3_is_the_gradient_of_kerass_l2_of_1e_3() -> None:
+    weight = torch.tensor([0.5, -2.0], requires_grad=True)
+    (1e-3 * weight.square().sum()).backward()
+    assert weight.grad is not None
+    torch.testing.assert_close(weight.grad, 2e-3 * weight.detach())
+
+
+def test_a_checkpoint_loads_with_weights_only_and_gives_the_same_logits(tmp_path: Path) -> None:
+    model = classifier()
+    saver = best_checkpoint(tmp_path, "val/auroc")
+    trainer(tmp_path, saver, epochs=2).fit(model, batches(), batches())
+    checkpoint = torch.load(tmp_path / "best.ckpt", weights_only=True)
+    assert checkpoint["hyper_parameters"]["model"] == CNN
+    assert "optimizer_states" not in checkpoint
+    loaded = load_classifier(tmp_path / "best.ckpt")
+    assert not loaded.training
+    image = next(iter(batches()))["image"]
+    assert torch.isfinite(loaded(image)).all()
+    loaded.load_state_dict(checkpoint["state_dict"])  # strict: no tensor is missing
+
+
+def test_a_failed_save_leaves_the_former_checkpoint_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "best.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"epoch": 1}, target)
+
+    def full(_: object, stream: object) -> None:
+        stream.write(b"half")  # type: ignore[attr-defined]
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pneumonia.training.checkpoint.torch.save", full)
+    with pytest.raises(OSError, match="No space"):
+        AtomicCheckpointIO().save_checkpoint({"epoch": 2}, target)
+    monkeypatch.undo()
+    assert torch.load(target)["epoch"] == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["best.ckpt"]
+
+
+@pytest.mark.parametrize("content", [b"text", {"weights": 1}], ids=["text", "no spec"])
+def test_what_is_not_a_checkpoint_is_refused(tmp_path: Path, content: object) -> None:
+    file = tmp_path / "x.ckpt"
+    file.write_bytes(content) if isinstance(content, bytes) else torch.save(content, file)
+    with pytest.raises(UserError, match="not a checkpoint of this project"):
+        load_classifier(file)
+    with pytest.raises(UserError, match="no such file"):
+        load_classifier(tmp_path / "none.ckpt")
+
+
+def test_a_nan_loss_stops_the_run_at_its_step_and_keeps_the_best_checkpoint(tmp_path: Path) -> None:
+    class Poison(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step == 4:
+                pl_module.net.head[-1].bias.data.fill_(math.nan)
+
+    saver = best_checkpoint(tmp_path, "val/loss")
+    with pytest.raises(NonFiniteLoss, match=rf"step 5 \(epoch 1\).*{tmp_path / 'best.ckpt'}"):
+        trainer(tmp_path, StopOnNonFiniteLoss(tmp_path), Poison(), saver, epochs=3).fit(
+            classifier(), batches(), batches()
+        )
+    state = torch.load(tmp_path / "best.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.isfinite(value).all() for value in state.values())
+
+
+def test_dropout_depends_on_seed_and_step_alone(tmp_path: Path) -> None:
+    def weights(burn: int, seed: int) -> torch.Tensor:
+        model = classifier()
+        torch.rand(burn)
+        trainer(tmp_path, ReseedEachStep(seed)).fit(model, batches())
+        return model.net.head[1].weight.detach()  # type: ignore[index]
+
+    assert torch.equal(weights(0, 0), weights(999, 0))
+    assert not torch.equal(weights(0, 0), weights(0, 1))
+
+
+def test_vgg_blocks_learn_from_the_epoch_asked_for(tmp_path: Path) -> None:
+    spec = {"_target_": "pneumonia.models.vgg.vgg16", "weights": None, "trainable_blocks": 0}
+    spec |= {"head": [4], "dropout": 0.0, "image_size": 32}
+    model = classifier(model=spec)
+    net = model.net
+    assert isinstance(net, VGG)
+    start = net.features[0].weight.detach().clone()
+    changed: list[bool] = []
+
+    class Watch(L.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            changed.append(not torch.equal(start, net.features[0].weight))
+
+    trainer(tmp_path, UnfreezeAt(1), Watch(), epochs=2).fit(model, batches(8, 4, 32))
+    assert changed == [False, True]
+
+
+def test_weights_of_another_model_in_a_checkpoint_are_refused(tmp_path: Path) -> None:
+    model = classifier()
+    content = {"hyper_parameters": dict(model.hparams), "state_dict": {"net.other": torch.zeros(1)}}
+    torch.save(content, tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match="don't fit the model"):
+        load_classifier(tmp_path / "x.ckpt")
