@@ -31,6 +31,11 @@ class UserError(Exception):
     """A mistake the user can mend: names the value, what was expected, and what to type instead."""
 
 
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def one_of(key: str, value: str, choices: Sequence[str]) -> None:
     """Raise UserError unless `value` is one of `choices`."""
     if value not in choices:
@@ -64,6 +69,7 @@ class DataConfig:
     phantoms: int = 900
     phantom_seed: int = 0
     image_size: int = 224
+    epochs: int = 10
     resize: str = "squash"
     val_fraction: float = 0.2
     folds: int | None = None
@@ -72,6 +78,7 @@ class DataConfig:
     on_bad_file: str = "error"
     batch_size: int = 32
     num_workers: int | None = None
+    cache: bool = True
     cache_dir: str = CACHE
 
     def __post_init__(self) -> None:
@@ -156,7 +163,16 @@ class TrainConfig:
         in_range("unfreeze_epoch", self.unfreeze_epoch, 0)
 
 
-SCHEMAS: dict[str, type] = {"train": TrainConfig}
+@dataclass
+class PrepareConfig:
+    """Everything `python -m pneumonia.prepare` can be told; documented in conf/prepare.yaml."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    seed: int = MISSING
+    check: bool = MISSING
+
+
+SCHEMAS: dict[str, type] = {"train": TrainConfig, "prepare": PrepareConfig}
 for _name, _schema in SCHEMAS.items():
     ConfigStore.instance().store(name=f"{_name}_schema", node=_schema)
 
@@ -379,7 +395,8 @@ def prepare_arguments(name: str, arguments: list[str], check: Callable[[Any], No
     assert config is not None
     folder = Path(config.hydra.sweep.dir if multirun else config.hydra.run.dir)
     writable_folder(folder)
-    if multirun or any(override.startswith("hydra.run.dir=") for override in overrides):
+    named = any(override.startswith("hydra.run.dir=") for override in overrides)
+    if multirun or named or config.hydra.output_subdir is None:  # the last: a command that leaves no run folder
         return arguments
     return [*arguments, f"hydra.run.dir='{unused_folder(folder)}'"]
 

@@ -7,7 +7,7 @@ import pytest
 
 from pneumonia.data.synthetic import draw_films
 
-REAL = Path(__file__).resolve().parents[2] / "shared" / "chest_xray"
+SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 @pytest.fixture(scope="session")
@@ -29,9 +29,17 @@ def films_copy(phantoms: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def real_films() -> Path:
     """The real films; skips where they are not."""
-    if not (REAL / "train").is_dir():
+    if not (SHARED / "chest_xray" / "train").is_dir():
         pytest.skip("the real films are not at ../shared/chest_xray")
-    return REAL
+    return SHARED / "chest_xray"
+
+
+@pytest.fixture(scope="session")
+def originals() -> Path:
+    """A few films at their native size; skips where they are not."""
+    if not (SHARED / "xray_originals").is_dir():
+        pytest.skip("the full-size films are not at ../shared/xray_originals")
+    return SHARED / "xray_originals"
 
 
 @pytest.fixture

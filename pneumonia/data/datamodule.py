@@ -1,9 +1,6 @@
 """The LightningDataModule: it only wires records, decoding, augmentation and loaders."""
 
-import os
 from collections.abc import Mapping, Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -11,23 +8,22 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from pneumonia.config import usable_cores
+from pneumonia.data.cache import FilmCache, FilmFiles
 from pneumonia.data.dataset import Batch, EpochSampler, FilmDataset
-from pneumonia.data.decode import read_film
 from pneumonia.data.records import Record
 from pneumonia.data.transforms import Augmentation
 
 
 class FilmDataModule(L.LightningDataModule):
-    """Loaders over `records` (paths relative to `root`): train shuffled and augmented, val and test in record order."""
+    """Loaders over `records`, their pixels from `films`: train shuffled and augmented, val and test in record order."""
 
     def __init__(
         self,
-        root: Path,
+        films: FilmCache | FilmFiles,
         records: Sequence[Record],
         augment: Sequence[Mapping[str, Any]],
         *,
-        image_size: int,
-        resize: str,
         batch_size: int,
         num_workers: int | None,
         balance: str,
@@ -41,12 +37,13 @@ class FilmDataModule(L.LightningDataModule):
         self.seed = seed
         self.datasets = {
             split: FilmDataset(
-                partial(read_nth, root, films, image_size, resize),
-                [film.label for film in films],
+                films,
+                films.rows(part),
+                np.array([record.label for record in part], np.float32),
                 Augmentation(augment if split == "train" else []),
                 seed,
             )
-            for split, films in self.records.items()
+            for split, part in self.records.items()
         }
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -79,11 +76,6 @@ def as_it_is(batch: Any) -> Any:
     return batch
 
 
-def read_nth(root: Path, films: Sequence[Record], size: int, resize: str, index: int) -> np.ndarray:
-    """Film number `index` as uint8 [size, size]."""
-    return read_film(root, films[index], size, resize)
-
-
 def balanced(label: np.ndarray) -> np.ndarray:
     """Weight [N] that gives both classes the same chance to be drawn."""
     positive = label.mean()
@@ -92,5 +84,5 @@ def balanced(label: np.ndarray) -> np.ndarray:
 
 def default_workers() -> int:
     """Loader processes for the cores at hand: none on a CPU that trains by itself, up to 8 beside a GPU."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     return min(8, max(1, cores - 1)) if torch.cuda.is_available() else cores // 4

@@ -4,7 +4,7 @@ The sampler hands out (epoch, index), so a loader process that lives through man
 a film gets. A batch is made whole: {"image": uint8 [N, 1, S, S], "target": float32 [N], "index": int64 [N]}.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from pneumonia.data.cache import FilmCache, FilmFiles
 from pneumonia.data.transforms import Augmentation
 
 Batch = dict[str, Tensor]
@@ -19,26 +20,34 @@ Key = tuple[int, int]
 
 
 class FilmDataset(Dataset[Batch]):
-    """Films of one split; `read(index)` gives uint8 [S, S]."""
+    """Films of one split: their pixels in `films`, the row [N] of each there, and label float32 [N]."""
 
     def __init__(
-        self, read: Callable[[int], np.ndarray], label: Sequence[int], augmentation: Augmentation, seed: int
+        self, films: FilmCache | FilmFiles, rows: np.ndarray, label: np.ndarray, augmentation: Augmentation, seed: int
     ) -> None:
-        self.read = read
-        self.label = np.asarray(label, np.float32)
+        self.films = films
+        self.rows = rows
+        self.label = label
         self.augmentation = augmentation
         self.seed = seed
 
     def __len__(self) -> int:
         return len(self.label)
 
+    def read(self, index: int) -> np.ndarray:
+        """Film number `index` as it is on disk, uint8 [S, S]."""
+        return self.films.read(self.rows[index])
+
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         """The batch of these (epoch, index) keys."""
         cv2.setNumThreads(0)  # the loader's processes are the parallel part
-        index = np.array([index for _, index in keys])
-        films = np.stack([self.augmentation(self.read(i), self.seed, epoch, i) for epoch, i in keys])
+        size = self.films.size
+        image = np.empty((len(keys), size, size), np.uint8)
+        for place, (epoch, number) in enumerate(keys):
+            image[place] = self.augmentation(self.read(number), self.seed, epoch, number)
+        index = np.array([number for _, number in keys])
         return {
-            "image": torch.from_numpy(films).unsqueeze(1),
+            "image": torch.from_numpy(image).unsqueeze(1),
             "target": torch.from_numpy(self.label[index]),
             "index": torch.from_numpy(index),
         }

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 COLUMNS = (
     "epoch", "step", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/auroc", "val/average_precision",
-    "val/sensitivity", "val/specificity", "learning_rate", "images_per_second",
+    "val/sensitivity", "val/specificity", "learning_rate", "images_per_second", "waiting_for_data",
 )  # fmt: skip
 
 
@@ -103,25 +103,37 @@ class ReseedEachStep(L.Callback):
 
 
 class History(L.Callback):
-    """One row an epoch in metrics.csv, and one plain line in the log: what the epoch reached and how fast it went."""
+    """One row an epoch in metrics.csv, and one plain line in the log: what the epoch reached and how fast it went.
+
+    images_per_second is over the training steps; waiting_for_data is the share of that time between steps, in which the
+    next batch was fetched.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.started = 0.0
+        self.started = self.stepped = self.waited = 0.0
         self.films = 0
         self.row: dict[str, float] = {}
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.started, self.films = time.perf_counter(), 0
+        self.started = self.stepped = time.perf_counter()
+        self.waited, self.films = 0.0, 0
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.waited += time.perf_counter() - self.stepped
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self.stepped = time.perf_counter()
         self.films += len(batch["target"])
         if batch_idx + 1 == trainer.num_training_batches:  # validation runs inside the epoch: stop the clock before it
-            seconds = time.perf_counter() - self.started
+            seconds = self.stepped - self.started
             self.row = {
                 "images_per_second": self.films * trainer.world_size / seconds,
+                "waiting_for_data": self.waited / seconds,
                 "learning_rate": float(trainer.optimizers[0].param_groups[0]["lr"]),
             }
 
@@ -166,7 +178,8 @@ def best_row(history: list[dict[str, float | None]], objective: str) -> dict[str
 def epoch_line(row: dict[str, float], epochs: int) -> str:
     """One line a person can read."""
     parts = [f"{name} {row[name]:.4f}" for name in COLUMNS[2:10] if name in row]
-    return f"epoch {row['epoch'] + 1:.0f}/{epochs}  {'  '.join(parts)}  {row['images_per_second']:,.0f} images/s"
+    speed = f"{row['images_per_second']:,.0f} images/s, {100 * row['waiting_for_data']:.0f} % of it waiting for data"
+    return f"epoch {row['epoch'] + 1:.0f}/{epochs}  {'  '.join(parts)}  {speed}"
 
 
 def log_on_terminal(line: str) -> None:

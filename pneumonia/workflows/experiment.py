@@ -30,7 +30,7 @@ from pneumonia.training.callbacks import (
 )
 from pneumonia.training.checkpoint import AtomicCheckpointIO, load_classifier
 from pneumonia.training.classifier import Classifier
-from pneumonia.workflows.films import Films, films_of
+from pneumonia.workflows.films import Films, describe, films_of
 from pneumonia.workflows.pictures import draw_after, draw_before
 from pneumonia.workflows.predictions import predict, summarize, write_predictions
 from pneumonia.workflows.record import RunRecord, write_json
@@ -62,23 +62,10 @@ def fit_and_test(config: TrainConfig) -> float:
     return objective
 
 
-def describe(films: Films) -> None:
-    """Counts of every split, and what is doubtful, on the terminal and in the log."""
-    log.info("films in %s", films.root)
-    for split, counts in class_counts(films.records).items():
-        total = sum(counts.values())
-        shares = "  ".join(f"{name} {count:,} ({100 * count / total:.1f} %)" for name, count in counts.items())
-        log.info(
-            "  %-5s %6d films of %5d patients:  %s", split, total, len({r.patient for r in films.of(split)}), shares
-        )
-    for note in films.warnings:
-        log.warning(note)
-
-
 def build_datamodule(config: TrainConfig, films: Films) -> FilmDataModule:
     data = config.data
     return FilmDataModule(
-        films.root, films.records, config.augment["steps"], image_size=data.image_size, resize=data.resize,
+        films.pixels, films.records, config.augment["steps"],
         batch_size=data.batch_size, num_workers=data.num_workers, balance=config.balance, seed=config.seed,
     )  # fmt: skip
 
@@ -209,7 +196,8 @@ def test_best(
     record.update(
         objective={"name": config.objective, "value": objective},
         epochs=len(history),
-        images_per_second=round(max(row["images_per_second"] or 0.0 for row in history), 1),
+        images_per_second=[row["images_per_second"] for row in history],
+        waiting_for_data=[row["waiting_for_data"] for row in history],
     )
     log_hyperparameters(config, trainer, metrics)
     log_table(metrics)

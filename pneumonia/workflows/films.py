@@ -1,14 +1,16 @@
 """From settings to films: where they come from, whether each can be read, and which side of the split it is on."""
 
 import logging
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from pneumonia.config import DataConfig, TrainConfig, UserError, writable_folder
+from pneumonia.config import DataConfig, PrepareConfig, TrainConfig, UserError, writable_folder
+from pneumonia.data.cache import FilmCache, FilmFiles, Line, cache_films, damaged
 from pneumonia.data.download import download_films
-from pneumonia.data.records import Record, bad_files_message, inspect_films, read_manifest, scan_folder
-from pneumonia.data.split import split_by_patient
+from pneumonia.data.records import Record, bad_files_message, fingerprint_films, read_manifest, scan_folder
+from pneumonia.data.split import class_counts, split_by_patient
 from pneumonia.data.synthetic import FORMAT, draw_films
 
 log = logging.getLogger(__name__)
@@ -16,10 +18,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Films:
-    """Records with their split, the folder their paths are relative to, what was left out or doubtful; their source."""
+    """Records with their split and pixels, the folder their paths are relative to, what was left out or doubtful, and
+    whom to name as their source."""
 
     root: Path
     records: list[Record]
+    pixels: FilmCache | FilmFiles
     skipped: list[tuple[str, str]]
     warnings: list[str]
     credit: str
@@ -36,7 +40,12 @@ def films_of(data: DataConfig, seed: int) -> Films:
         records, unknown = read_manifest(Path(data.manifest).expanduser(), root, data.patient_key)
     else:
         records, unknown = scan_folder(root, data.patient_key)
-    opened, bad = inspect_films(root, records)
+    found, unread = fingerprint_films(root, records)
+    size, resize = data.image_size, data.resize
+    folder = Path(data.cache_dir).expanduser() / "pixels"
+    pixels = cache_films(folder, root, found, size, resize) if data.cache else FilmFiles(root, found, size, resize)
+    opened = [described(record, line) for record in found if not (line := pixels.lines[record.sha256]).reason]
+    bad = unread + [(record.path, line.reason) for record in found if (line := pixels.lines[record.sha256]).reason]
     if (bad and data.on_bad_file == "error") or not opened:
         raise UserError(bad_files_message(bad))
     notes = [f"left out {path}: {reason}" for path, reason in bad]
@@ -47,7 +56,12 @@ def films_of(data: DataConfig, seed: int) -> Films:
             "a patient column mends it; data.patient_key=none says that it is meant."
         )
     split = split_by_patient(opened, data.val_fraction, seed, data.folds, data.fold)
-    return Films(root, split, bad, notes, credit(data, understood=not unknown))
+    return Films(root, split, pixels, bad, notes, credit(data, understood=not unknown))
+
+
+def described(record: Record, line: Line) -> Record:
+    """The record with what its file turned out to be."""
+    return replace(record, width=line.width, height=line.height, mode=line.mode)
 
 
 def credit(data: DataConfig, understood: bool) -> str:
@@ -77,6 +91,36 @@ def films_folder(data: DataConfig) -> Path:
             "data.root is not set and data.download=false: set data.root=/path/to/chest_xray, or try data=synthetic."
         )
     return download_films()
+
+
+def describe(films: Films) -> None:
+    """Counts of every split, and what is doubtful, on the terminal and in the log."""
+    log.info("films in %s", films.root)
+    for split, counts in class_counts(films.records).items():
+        total = sum(counts.values())
+        shares = "  ".join(f"{name} {count:,} ({100 * count / total:.1f} %)" for name, count in counts.items())
+        patients = len({record.patient for record in films.of(split)})
+        log.info("  %-5s %6d films of %5d patients:  %s", split, total, patients, shares)
+    for note in films.warnings:
+        log.warning(note)
+
+
+def prepare(config: PrepareConfig) -> None:
+    """Show the films, and where their pixels are; with `check`, mend cached pixels that are not what was written."""
+    films = films_of(config.data, config.seed)
+    describe(films)
+    if not isinstance(films.pixels, FilmCache):
+        log.info("data.cache=false: the films are decoded each time")
+        return
+    if config.check and (wrong := damaged(films.pixels)):
+        log.warning("%d films were damaged in the cache; it is made anew", len(wrong))
+        shutil.rmtree(films.pixels.folder)
+        films_of.cache_clear()
+        films_of(config.data, config.seed)
+    checked = ", every pixel checked" if config.check else ""
+    log.info(
+        "%d films of %d px are cached in %s%s", len(films.pixels.lines), films.pixels.size, films.pixels.folder, checked
+    )
 
 
 def preflight(config: TrainConfig) -> None:

@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pneumonia.config import usable_cores
+
 PACKAGES = (
     "torch",
     "torchvision",
@@ -86,7 +88,7 @@ def machine() -> dict[str, Any]:
     """Processor, cores and GPUs."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = usable_cores()
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "system": platform.platform(),

@@ -96,7 +96,7 @@ def test_too_little_memory_halves_the_batch_and_changes_nothing(name, method):
     if name in ("smoothgrad", "gradient_shap"):  # 17 x 17 films: noise in other portions is other noise
         assert maps.isfinite().all()
     else:
-        torch.testing.assert_close(maps, method.attribute(net, films), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(maps, method.attribute(net, films), atol=1e-6, rtol=1e-4)
     assert not any(module._forward_hooks or module._backward_hooks for module in bounded.modules())
 
 

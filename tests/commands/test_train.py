@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from torch.utils.data import RandomSampler
 
 from pneumonia.config import DataConfig
-from pneumonia.data.records import read_manifest
+from pneumonia.data.decode import read_film
 from pneumonia.training.checkpoint import load_classifier
 from pneumonia.workflows.films import Films, films_of
 from pneumonia.workflows.predictions import rows_of
@@ -62,7 +62,7 @@ def test_metrics_json_follows_from_predictions_csv(run: Path) -> None:
 
 def test_run_json_says_how_it_ended_and_from_what(run: Path) -> None:
     record = json.loads((run / "run.json").read_text())
-    assert record["status"] == "finished" and record["epochs"] == 2 and record["images_per_second"] > 0
+    assert record["status"] == "finished" and record["epochs"] == 2 and min(record["images_per_second"]) > 0
     assert record["parameters"] == sum(p.numel() for p in load_classifier(run / "checkpoints/best.ckpt").parameters())
     assert record["versions"]["torch"] == torch.__version__.partition("+")[0]
     best = max(float(row["val/auroc"]) for row in table(run / "metrics.csv"))
@@ -70,17 +70,9 @@ def test_run_json_says_how_it_ended_and_from_what(run: Path) -> None:
 
 
 def test_the_best_checkpoint_gives_the_predictions(run: Path, phantoms: Path) -> None:
-    from pneumonia.data.decode import read_film
-
     classifier = load_classifier(run / "checkpoints" / "best.ckpt")
-    records = {r.path: r for r in read_manifest(run / "manifest.csv", phantoms, "strict")[0]}
-    sizes = {row["path"]: row for row in table(run / "manifest.csv")}
     for row in table(run / "predictions.csv")[::9]:
-        from dataclasses import replace
-
-        told = sizes[row["path"]]
-        film = replace(records[row["path"]], width=int(told["width"]), height=int(told["height"]), mode=told["mode"])
-        pixels = torch.from_numpy(read_film(phantoms, film, 32, "squash"))[None, None]
+        pixels = torch.from_numpy(read_film(phantoms / row["path"], 32, "squash"))[None, None]
         assert classifier(pixels).item() == pytest.approx(float(row["logit"]), abs=1e-4)
 
 
@@ -97,7 +89,7 @@ def test_equal_runs_leave_equal_bytes_and_another_seed_others(
 
 def test_a_shuffled_loader_cannot_change_predictions(run: Path, phantoms: Path) -> None:
     """The notebooks' confusion matrix came from a shuffled generator beside ordered labels: 60.9 % beside 86 %."""
-    films = films_of(DataConfig(root=str(phantoms), image_size=32, cache_dir=""), 0)
+    films = films_of(DataConfig(root=str(phantoms), image_size=32, cache=False), 0)
     count = len(films.of("val"))
     batches = [{"index": torch.tensor(part), "logit": torch.tensor(part).float()} for part in chunks(range(count), 5)]
     order = list(RandomSampler(range(count), generator=torch.Generator().manual_seed(0)))
@@ -112,7 +104,7 @@ def chunks(numbers, size: int) -> list[list[int]]:
 
 
 def test_a_film_predicted_twice_is_caught(phantoms: Path) -> None:
-    films: Films = films_of(DataConfig(root=str(phantoms), image_size=32, cache_dir=""), 0)
+    films: Films = films_of(DataConfig(root=str(phantoms), image_size=32, cache=False), 0)
     batch = {"index": torch.tensor([0, 0]), "logit": torch.tensor([0.0, 1.0])}
     with pytest.raises(AssertionError, match="twice"):
         rows_of(films, "val", [batch])

@@ -8,9 +8,10 @@ import torch
 from omegaconf import OmegaConf
 
 from pneumonia.config import CONF, UserError
+from pneumonia.data.cache import FilmFiles, cache_films
 from pneumonia.data.datamodule import FilmDataModule, balanced
 from pneumonia.data.dataset import EpochSampler
-from pneumonia.data.records import inspect_films, scan_folder
+from pneumonia.data.records import fingerprint_films, scan_folder
 from pneumonia.data.split import split_by_patient
 from pneumonia.data.transforms import Augmentation
 
@@ -19,12 +20,12 @@ def steps(name: str) -> list[dict]:
     return OmegaConf.to_container(OmegaConf.load(CONF / "augment" / f"{name}.yaml"))["steps"]  # type: ignore[index]
 
 
-def datamodule(root: Path, augment: str = "strong", workers: int = 0, balance: str = "none") -> FilmDataModule:
-    records = split_by_patient(inspect_films(root, scan_folder(root, "strict")[0])[0], 0.2, 0)
-    return FilmDataModule(
-        root, records, steps(augment), image_size=32, resize="squash", batch_size=8, num_workers=workers,
-        balance=balance, seed=3,
-    )  # fmt: skip
+def datamodule(
+    root: Path, augment: str = "strong", workers: int = 0, balance: str = "none", cache: Path | None = None
+) -> FilmDataModule:
+    records = split_by_patient(fingerprint_films(root, scan_folder(root, "strict")[0])[0], 0.2, 0)
+    films = FilmFiles(root, records, 32, "squash") if cache is None else cache_films(cache, root, records, 32, "squash")
+    return FilmDataModule(films, records, steps(augment), batch_size=8, num_workers=workers, balance=balance, seed=3)
 
 
 def epoch(films: FilmDataModule, number: int) -> dict[str, torch.Tensor]:
@@ -42,11 +43,15 @@ def test_a_batch_is_grey_bytes_with_targets_and_numbers(phantoms: Path) -> None:
     assert batch["target"].tolist() == [r.label for r in films.records["val"][:8]]
 
 
-@pytest.mark.parametrize("augment", ["none", "light", "keras", "strong"])
-def test_the_number_of_loader_processes_changes_nothing(phantoms: Path, augment: str) -> None:
-    alone, two = (epoch(datamodule(phantoms, augment, workers), 1) for workers in (0, 2))
-    for name in alone:
-        assert torch.equal(alone[name], two[name])
+@pytest.mark.parametrize("augment", ["none", "keras", "strong"])
+def test_neither_the_cache_nor_the_number_of_loader_processes_changes_a_tensor(
+    phantoms: Path, tmp_path: Path, augment: str
+) -> None:
+    direct = epoch(datamodule(phantoms, augment), 1)
+    for workers in (0, 1, 4):
+        cached = epoch(datamodule(phantoms, augment, workers, cache=tmp_path), 1)
+        for name in direct:
+            assert torch.equal(direct[name], cached[name]), (name, workers)
 
 
 def test_each_epoch_draws_anew_and_an_epoch_again_draws_the_same(phantoms: Path) -> None:

@@ -1,5 +1,8 @@
 """Every kind of file becomes the same kind of pixels."""
 
+import io
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -7,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pneumonia.data.decode import crop, pad, read_film, squash
-from pneumonia.data.records import Record, inspect
+from pneumonia.data.decode import BadFilm, crop, decode, pad, read_film, squash
 
 
 def film(height: int = 150, width: int = 210) -> np.ndarray:
@@ -37,22 +39,27 @@ def test_every_colour_mode_gives_the_same_film(tmp_path: Path, mode: str, suffix
     grey = film()
     path = tmp_path / f"film.{suffix}"
     save(grey, path, mode)
-    record = inspect(path, Record(path.name, 0, "p"))
-    assert isinstance(record, Record) and record.mode == mode
-    pixels = read_film(tmp_path, record, 64, "squash").astype(int)
-    assert pixels.shape == (64, 64)
-    assert np.abs(pixels - squash(grey, 64)).mean() <= 1
+    film_of = decode(path.read_bytes(), 64, "squash")
+    assert (film_of.mode, film_of.width, film_of.height) == (mode, 210, 150)
+    assert film_of.pixels.shape == (64, 64) and film_of.pixels.dtype == np.uint8
+    assert np.abs(film_of.pixels.astype(int) - squash(grey, 64)).mean() <= 1
 
 
-def test_reduced_scale_decoding_stays_within_a_grey_level_of_a_full_one(tmp_path: Path) -> None:
-    grey = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (1000, 1300)).astype(np.uint8), (0, 0), 2)
+@pytest.mark.parametrize("size", [64, 112, 224])
+def test_reduced_scale_decoding_stays_within_a_grey_level_of_a_full_one(tmp_path: Path, size: int) -> None:
+    grey = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (1200, 1500)).astype(np.uint8), (0, 0), 3)
     path = tmp_path / "large.jpeg"
-    save(grey, path, "L")
-    record = inspect(path, Record(path.name, 0, "p"))
-    assert isinstance(record, Record)
-    reduced = read_film(tmp_path, record, 112, "squash").astype(int)
-    full = cv2.resize(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE), (112, 112), interpolation=cv2.INTER_AREA)
-    assert np.abs(reduced - full).mean() < 1
+    save(cv2.normalize(grey, None, 0, 255, cv2.NORM_MINMAX), path, "L")  # type: ignore[call-overload]
+    reduced = read_film(path, size, "squash").astype(int)
+    full = cv2.resize(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE), (size, size), interpolation=cv2.INTER_AREA)
+    assert 0 < np.abs(reduced - full).mean() < 1  # not zero: the reduced way was taken
+
+
+@pytest.mark.parametrize("size", [64, 112, 224])
+def test_full_size_films_lose_less_than_a_grey_level(originals: Path, size: int) -> None:
+    for path in sorted(originals.rglob("*.jpeg")):
+        full = cv2.resize(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE), (size, size), interpolation=cv2.INTER_AREA)
+        assert np.abs(read_film(path, size, "squash").astype(int) - full).mean() < 1, path.name
 
 
 def test_pad_keeps_the_aspect_ratio_and_crop_keeps_the_centre() -> None:
@@ -67,10 +74,44 @@ def test_alpha_is_laid_over_black(tmp_path: Path) -> None:
     pixels = np.full((64, 64, 4), 255, np.uint8)
     pixels[:, :32, 3] = 0
     Image.fromarray(pixels).save(tmp_path / "alpha.png")
-    shown = read_film(tmp_path, Record("alpha.png", 0, "p", mode="RGBA"), 64, "squash")
+    shown = read_film(tmp_path / "alpha.png", 64, "squash")
     assert (shown[:, :32] == 0).all() and (shown[:, 32:] == 255).all()
 
 
 def test_a_file_that_vanished_is_an_error_with_its_name(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=r"gone\.png"):
-        read_film(tmp_path, Record("gone.png", 0, "p", width=64, height=64, mode="L"), 64, "squash")
+    with pytest.raises(BadFilm, match=r"gone\.png"):
+        read_film(tmp_path / "gone.png", 64, "squash")
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG that claims a size, with next to no data."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def jpeg() -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300), dtype=np.uint8)).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "zero bytes"),
+        (b"this is a text, not a film", "not a JPEG or PNG"),
+        (jpeg()[:-2000], "truncated"),
+        (png(60_000, 60_000), "decompression bomb"),
+        (png(64, 64), "truncated"),
+        (b"GIF89a" + bytes(100), "not a JPEG or PNG"),
+    ],
+    ids=["empty", "text", "truncated", "bomb", "short png", "gif"],
+)
+def test_a_bad_file_is_refused_with_its_reason(content: bytes, reason: str) -> None:
+    with pytest.raises(BadFilm, match=reason):
+        decode(content, 64, "squash")

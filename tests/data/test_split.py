@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pneumonia.config import UserError
-from pneumonia.data.records import Record, inspect_films, scan_folder
+from pneumonia.data.records import Record, fingerprint_films, scan_folder
 from pneumonia.data.split import class_counts, split_by_patient
 
 
@@ -84,7 +84,7 @@ def test_what_cannot_be_split_is_refused(records: list[Record], message: str) ->
 
 
 def test_real_films_split_by_patient(real_films) -> None:
-    records, bad = inspect_films(real_films, scan_folder(real_films, "strict")[0])
+    records, bad = fingerprint_films(real_films, scan_folder(real_films, "strict")[0])
     split = split_by_patient(records, 0.2, seed=0)
     assert not bad
     assert class_counts(split) == {

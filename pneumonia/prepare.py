@@ -1,0 +1,23 @@
+"""python -m pneumonia.prepare: decode the films once, show what they are, check what is cached."""
+
+from pneumonia.config import PrepareConfig, run_command
+
+
+def check(config: PrepareConfig) -> None:
+    from pneumonia.workflows.films import films_of
+
+    films_of(config.data, config.seed)
+
+
+def task(config: PrepareConfig) -> None:
+    from pneumonia.workflows.films import prepare
+
+    prepare(config)
+
+
+def main() -> None:
+    run_command("prepare", task, check)
+
+
+if __name__ == "__main__":
+    main()
