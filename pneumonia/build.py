@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pneumonia.config import UserError
+from pneumonia.settings import UserError
 
 ALLOWED = (
     "pneumonia.models.",

@@ -1,180 +1,28 @@
-"""Typed settings, early checks, and the one entry that every command goes through.
+"""Early checks, and the one entry that every command goes through.
 
 A command composes its settings, checks them and answers before a folder is made or torch is loaded: a mistake costs
 half a second and one line. This module must never import torch.
 """
 
 import copy
-import difflib
 import logging
 import os
 import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
+
+from pneumonia.settings import UserError, nearest
 
 log = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
-CACHE = "${oc.env:PNEUMONIA_CACHE,${oc.env:XDG_CACHE_HOME,${oc.env:HOME,.}/.cache}/pneumonia}"
 HYDRA_FLAGS = ("-sc", "--shell-completion", "--hydra-help", "--info", "-i", "--cfg", "-c", "--version")
-
-
-class UserError(Exception):
-    """A mistake the user can mend: names the value, what was expected, and what to type instead."""
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def one_of(key: str, value: str, choices: Sequence[str]) -> None:
-    """Raise UserError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise UserError(f"{key}={value}: expected one of {', '.join(choices)}{nearest(value, choices)}.")
-
-
-def in_range(key: str, value: float | None, low: float, high: float = float("inf"), *, open_low: bool = False) -> None:
-    """Raise UserError unless low <= value <= high (low < value with `open_low`); None is left alone."""
-    if value is None:
-        return
-    if not (low <= value <= high) or (open_low and value == low):
-        sign = ">" if open_low else ">="
-        upper = "" if high == float("inf") else f" and <= {high:g}"
-        raise UserError(f"{key}={value}: expected a number {sign} {low:g}{upper}.")
-
-
-def nearest(word: str, choices: Sequence[str]) -> str:
-    """`; did you mean X?`, or nothing when no choice is close."""
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-@dataclass(unsafe_hash=True)
-class DataConfig:
-    """Which films, how they are read and split: closed set, documented line by line in conf/data/chest_xray.yaml."""
-
-    source: str = "folder"
-    root: str | None = None
-    manifest: str | None = None
-    download: bool = True
-    phantoms: int = 900
-    phantom_seed: int = 0
-    image_size: int = 224
-    epochs: int = 10
-    resize: str = "squash"
-    val_fraction: float = 0.2
-    folds: int | None = None
-    fold: int | None = None
-    patient_key: str = "strict"
-    on_bad_file: str = "error"
-    batch_size: int = 32
-    num_workers: int | None = None
-    cache: bool = True
-    cache_dir: str = CACHE
-
-    def __post_init__(self) -> None:
-        one_of("data.source", self.source, ("folder", "synthetic"))
-        one_of("data.resize", self.resize, ("squash", "pad", "crop"))
-        one_of("data.patient_key", self.patient_key, ("strict", "conservative", "none"))
-        one_of("data.on_bad_file", self.on_bad_file, ("error", "skip"))
-        in_range("data.image_size", self.image_size, 8, 4096)
-        in_range("data.phantoms", self.phantoms, 40, 1_000_000)
-        if self.phantoms % 2:
-            raise UserError(f"data.phantoms={self.phantoms}: expected an even number, half of each class.")
-        in_range("data.batch_size", self.batch_size, 1)
-        in_range("data.num_workers", self.num_workers, 0, 512)
-        if not 0 < self.val_fraction < 1:
-            raise UserError(
-                f"data.val_fraction={self.val_fraction:g}: expected a share of train between 0 and 1, both excluded. "
-                "Try data.val_fraction=0.2."
-            )
-        if (self.folds is None) != (self.fold is None):
-            raise UserError("data.folds and data.fold go together: type data.folds=5 data.fold=0 (fold counts from 0).")
-        in_range("data.folds", self.folds, 2)
-        in_range("data.fold", self.fold, 0, (self.folds or 1) - 1)
-
-
-@dataclass
-class TrainerConfig:
-    """Where and in what precision it runs: closed set, documented in conf/trainer/*.yaml."""
-
-    accelerator: str = "auto"
-    devices: str = "auto"
-    num_nodes: int = 1
-    strategy: str = "auto"
-    precision: str = "auto"
-    channels_last: bool = True
-    limit_batches: int | None = None
-
-    def __post_init__(self) -> None:
-        one_of("trainer.accelerator", self.accelerator, ("auto", "cpu", "gpu"))
-        one_of("trainer.strategy", self.strategy, ("auto", "ddp"))
-        one_of("trainer.precision", self.precision, ("auto", "32-true", "bf16-mixed", "16-mixed"))
-        if self.devices != "auto" and not (self.devices.isdigit() and int(self.devices) > 0):
-            raise UserError(f"trainer.devices={self.devices}: expected auto or a count, as trainer.devices=2.")
-        in_range("trainer.num_nodes", self.num_nodes, 1)
-        in_range("trainer.limit_batches", self.limit_batches, 1)
-
-
-OBJECTIVES = ("val/accuracy", "val/auroc", "val/loss", "val/average_precision", "val/sensitivity", "val/specificity")
-
-
-@dataclass
-class TrainConfig:
-    """Everything `python -m pneumonia.train` can be told; documented line by line in conf/train.yaml."""
-
-    data: DataConfig = field(default_factory=DataConfig)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    model: dict[str, Any] = field(default_factory=dict)
-    optimizer: dict[str, Any] = field(default_factory=dict)
-    schedule: dict[str, Any] = field(default_factory=dict)
-    augment: dict[str, Any] = field(default_factory=dict)
-    seed: int = MISSING
-    epochs: int = MISSING
-    objective: str = MISSING
-    stop_on: str | None = None
-    patience: int = MISSING
-    balance: str = MISSING
-    label_smoothing: float = MISSING
-    gradient_clip: float | None = None
-    unfreeze_epoch: int | None = None
-    test: bool = MISSING
-    deterministic: bool = MISSING
-
-    def __post_init__(self) -> None:
-        one_of("objective", self.objective, OBJECTIVES)
-        if self.stop_on is not None:
-            one_of("stop_on", self.stop_on, OBJECTIVES)
-        one_of("balance", self.balance, ("none", "weighted_loss", "weighted_sampler"))
-        in_range("seed", self.seed, 0, 2**32 - 1)
-        in_range("epochs", self.epochs, 1)
-        in_range("patience", self.patience, 0)
-        in_range("label_smoothing", self.label_smoothing, 0, 0.5)
-        in_range("gradient_clip", self.gradient_clip, 0, open_low=True)
-        in_range("unfreeze_epoch", self.unfreeze_epoch, 0)
-
-
-@dataclass
-class PrepareConfig:
-    """Everything `python -m pneumonia.prepare` can be told; documented in conf/prepare.yaml."""
-
-    data: DataConfig = field(default_factory=DataConfig)
-    seed: int = MISSING
-    check: bool = MISSING
-
-
-SCHEMAS: dict[str, type] = {"train": TrainConfig, "prepare": PrepareConfig}
-for _name, _schema in SCHEMAS.items():
-    ConfigStore.instance().store(name=f"{_name}_schema", node=_schema)
 
 
 def choices(group: str) -> list[str]:
@@ -414,12 +262,18 @@ def hand_to_hydra(name: str, task: Callable[[Any], Any]) -> None:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
             if discard_unstarted(Path(HydraConfig.get().runtime.output_dir)):
-                print(f"pneumonia.{name}: {error}", file=sys.stderr)
+                print(f"pneumonia.{name}: {plain(error)}", file=sys.stderr)
             else:
-                log.error("pneumonia.%s: %s", name, error)
+                log.error("pneumonia.%s: %s", name, plain(error))
             raise SystemExit(2) from None
 
     hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
+
+
+def plain(error: UserError) -> str:
+    """The error's own line; one that comes from a loader process is wrapped in that process's traceback."""
+    text = str(error)
+    return text.strip().splitlines()[-1].partition("UserError: ")[2] if "Original Traceback" in text else text
 
 
 def discard_unstarted(folder: Path) -> bool:

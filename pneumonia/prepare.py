@@ -1,6 +1,7 @@
 """python -m pneumonia.prepare: decode the films once, show what they are, check what is cached."""
 
-from pneumonia.config import PrepareConfig, run_command
+from pneumonia.config import run_command
+from pneumonia.settings import PrepareConfig
 
 
 def check(config: PrepareConfig) -> None:

@@ -1,6 +1,7 @@
 """python -m pneumonia.train: train, test and monitor one model."""
 
-from pneumonia.config import TrainConfig, run_command
+from pneumonia.config import run_command
+from pneumonia.settings import TrainConfig
 
 
 def check(config: TrainConfig) -> None:

@@ -24,9 +24,9 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
-from pneumonia.config import UserError, usable_cores
 from pneumonia.data.decode import BadFilm, Decoded, decode, read_film
 from pneumonia.data.records import Record
+from pneumonia.settings import UserError, usable_cores
 
 FORMAT = 1
 MARGIN = 64 << 20  # bytes left free for everything else

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from pneumonia.config import usable_cores
 from pneumonia.data.cache import FilmCache, FilmFiles
 from pneumonia.data.dataset import Batch, EpochSampler, FilmDataset
 from pneumonia.data.records import Record
 from pneumonia.data.transforms import Augmentation
+from pneumonia.settings import usable_cores
 
 
 class FilmDataModule(L.LightningDataModule):

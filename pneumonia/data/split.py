@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from pneumonia.config import UserError
 from pneumonia.data.records import CLASSES, SPLITS, Record
+from pneumonia.settings import UserError
 
 
 def split_by_patient(

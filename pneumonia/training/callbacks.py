@@ -18,10 +18,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from pneumonia.config import UserError
 from pneumonia.evaluation.metrics import confusion
 from pneumonia.models.vgg import VGG
 from pneumonia.report.figures import confusion_matrix
+from pneumonia.settings import UserError
 from pneumonia.training.classifier import Classifier
 
 log = logging.getLogger(__name__)

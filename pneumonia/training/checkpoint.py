@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from pneumonia.config import UserError
+from pneumonia.settings import UserError
 from pneumonia.training.classifier import Classifier
 
 

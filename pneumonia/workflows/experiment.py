@@ -12,10 +12,10 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from pneumonia.config import TrainConfig, TrainerConfig, UserError
 from pneumonia.data.datamodule import FilmDataModule
 from pneumonia.data.records import write_manifest
 from pneumonia.data.split import class_counts
+from pneumonia.settings import TrainConfig, TrainerConfig, UserError
 from pneumonia.training.callbacks import (
     History,
     ReseedEachStep,

@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from pneumonia.config import DataConfig, PrepareConfig, TrainConfig, UserError, writable_folder
+from pneumonia.config import writable_folder
 from pneumonia.data.cache import FilmCache, FilmFiles, Line, cache_films, damaged
 from pneumonia.data.download import download_films
 from pneumonia.data.records import Record, bad_files_message, fingerprint_films, read_manifest, scan_folder
 from pneumonia.data.split import class_counts, split_by_patient
 from pneumonia.data.synthetic import FORMAT, draw_films
+from pneumonia.settings import DataConfig, PrepareConfig, TrainConfig, UserError
 
 log = logging.getLogger(__name__)
 

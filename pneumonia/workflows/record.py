@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pneumonia.config import usable_cores
+from pneumonia.settings import usable_cores
 
 PACKAGES = (
     "torch",

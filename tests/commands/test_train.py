@@ -10,8 +10,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch.utils.data import RandomSampler
 
-from pneumonia.config import DataConfig
 from pneumonia.data.decode import read_film
+from pneumonia.settings import DataConfig
 from pneumonia.training.checkpoint import load_classifier
 from pneumonia.workflows.films import Films, films_of
 from pneumonia.workflows.predictions import rows_of

@@ -14,11 +14,11 @@ import cv2
 import numpy as np
 import pytest
 
-from pneumonia.config import UserError
 from pneumonia.data import cache as module
 from pneumonia.data.cache import FilmCache, cache_films, damaged, key_of
 from pneumonia.data.decode import read_film
 from pneumonia.data.records import Record, fingerprint_films, scan_folder
+from pneumonia.settings import UserError
 
 SIZE = 32
 

@@ -7,13 +7,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from pneumonia.config import CONF, UserError
+from pneumonia.config import CONF
 from pneumonia.data.cache import FilmFiles, cache_films
 from pneumonia.data.datamodule import FilmDataModule, balanced
 from pneumonia.data.dataset import EpochSampler
 from pneumonia.data.records import fingerprint_films, scan_folder
 from pneumonia.data.split import split_by_patient
 from pneumonia.data.transforms import Augmentation
+from pneumonia.settings import UserError
 
 
 def steps(name: str) -> list[dict]:

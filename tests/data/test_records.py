@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pneumonia.config import UserError
 from pneumonia.data.records import (
     Record,
     fingerprint,
@@ -16,6 +15,7 @@ from pneumonia.data.records import (
     scan_folder,
     write_manifest,
 )
+from pneumonia.settings import UserError
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pneumonia.config import UserError
 from pneumonia.data.records import Record, fingerprint_films, scan_folder
 from pneumonia.data.split import class_counts, split_by_patient
+from pneumonia.settings import UserError
 
 
 def films(patients: int = 60, seed: int = 0) -> list[Record]:

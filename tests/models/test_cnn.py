@@ -9,8 +9,9 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from pneumonia.build import build
-from pneumonia.config import CONF, UserError
+from pneumonia.config import CONF
 from pneumonia.models.cnn import ConvNet, cnn, layer_table
+from pneumonia.settings import UserError
 
 PARAMETERS = {
     "baseline": 47_795_649,

@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import Callback
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch.utils.data import DataLoader
 
-from pneumonia.config import UserError
 from pneumonia.models.vgg import VGG
+from pneumonia.settings import UserError
 from pneumonia.training.callbacks import NonFiniteLoss, ReseedEachStep, StopOnNonFiniteLoss, UnfreezeAt, best_checkpoint
 from pneumonia.training.checkpoint import AtomicCheckpointIO, load_classifier
 from pneumonia.training.classifier import Classifier, parameter_groups
