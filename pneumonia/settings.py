@@ -137,6 +137,7 @@ class TrainConfig:
     unfreeze_epoch: int | None = None
     test: bool = MISSING
     deterministic: bool = MISSING
+    compile: bool = MISSING
 
     def __post_init__(self) -> None:
         one_of("objective", self.objective, OBJECTIVES)

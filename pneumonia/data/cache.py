@@ -91,6 +91,8 @@ class FilmCache:
         try:
             if self.file is None:
                 self.file = (self.folder / "pixels.u8").open("rb")
+                if hasattr(os, "posix_fadvise"):  # rows come in random order: reading ahead is wasted
+                    os.posix_fadvise(self.file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
             content = os.pread(self.file.fileno(), count, int(row) * count)
         except OSError as error:
             raise UserError(

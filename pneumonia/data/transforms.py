@@ -7,14 +7,15 @@ would seed each of them alike, so that the flip would foretell the rotation, and
 
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network at import otherwise
 
-import albumentations  # noqa: F401  (the variable above must be set first)
+import albumentations
 
 from pneumonia.build import build
 
@@ -24,6 +25,7 @@ class Augmentation:
 
     def __init__(self, steps: Sequence[Mapping[str, Any]]) -> None:
         self.steps = [build("augment", step) for step in steps]
+        self.calls = [affine(step) if type(step) is albumentations.Affine else call(step) for step in self.steps]
         self.bits = np.random.Philox(0)
         self.python = random.Random(0)
         for step in self.steps:
@@ -33,10 +35,9 @@ class Augmentation:
         if not self.steps:
             return film
         self.reseed(seed, epoch, index)
-        image = film[..., None]
-        for step in self.steps:
-            image = step(image=image)["image"]
-        return image[..., 0] if image.ndim == 3 else image
+        for apply in self.calls:
+            film = apply(film)
+        return film
 
     def reseed(self, seed: int, epoch: int, index: int) -> None:
         """Start both random streams anew; Philox takes the numbers as its key (Salmon et al. 2011)."""
@@ -46,3 +47,27 @@ class Augmentation:
         state |= {"buffer_pos": 4, "has_uint32": 0, "uinteger": 0}
         self.bits.state = state
         self.python.seed(seed << 64 | place)
+
+
+Operation = Callable[[np.ndarray], np.ndarray]
+
+
+def call(step: Any) -> Operation:
+    """Any operation, through albumentations' own call: uint8 [S, S] -> uint8 [S, S]."""
+    return lambda film: step(image=film[..., None])["image"].reshape(film.shape)
+
+
+def affine(step: Any) -> Operation:
+    """albumentations.Affine, pixel for pixel, with its own draw of the matrix but not its checks, which cost as much as
+    the warp does. `fit_output` isn't for films of one size."""
+
+    def warp(film: np.ndarray) -> np.ndarray:
+        if not step.should_apply():
+            return film
+        matrix = step.get_params_dependent_on_data({"shape": film.shape}, {})["matrix"]
+        size = film.shape[1], film.shape[0]
+        return cv2.warpAffine(
+            film, matrix[:2], size, flags=step.interpolation, borderMode=step.border_mode, borderValue=step.fill
+        )
+
+    return warp

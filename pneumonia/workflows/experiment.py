@@ -82,9 +82,12 @@ def build_classifier(config: TrainConfig, films: Films) -> Classifier:
         log.warning(
             "The frozen blocks have random weights and will not learn; model.trainable_blocks=5 trains them all."
         )
-    return Classifier(
+    classifier = Classifier(
         config.model, config.optimizer, config.schedule, weight, config.label_smoothing, config.trainer.channels_last
     )
+    if config.compile:
+        classifier.net.compile()  # in place: names in the checkpoint stay the same
+    return classifier
 
 
 def build_trainer(config: TrainConfig, folder: Path) -> L.Trainer:

@@ -13,7 +13,7 @@ from pneumonia.data.datamodule import FilmDataModule, balanced
 from pneumonia.data.dataset import EpochSampler
 from pneumonia.data.records import fingerprint_films, scan_folder
 from pneumonia.data.split import split_by_patient
-from pneumonia.data.transforms import Augmentation
+from pneumonia.data.transforms import Augmentation, call
 from pneumonia.settings import UserError
 
 
@@ -86,6 +86,15 @@ def test_operations_of_a_film_are_independent_draws() -> None:
     assert 0.4 < flipped.mean() < 0.6
     signed = np.where(flipped, -tilt, tilt)
     assert abs(np.corrcoef(flipped, signed)[0, 1]) < 0.15
+
+
+@pytest.mark.parametrize("name", ["light", "keras", "strong"])
+def test_our_short_way_through_affine_is_albumentations_own(name: str) -> None:
+    short, long = Augmentation(steps(name)), Augmentation(steps(name))
+    long.calls = [call(step) for step in long.steps]
+    film = np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)
+    for index in range(50):
+        assert np.array_equal(short(film, 0, 0, index), long(film, 0, 0, index))
 
 
 def test_keras_ranges_are_reached_and_not_passed() -> None:
