@@ -177,9 +177,12 @@ def best_row(history: list[dict[str, float | None]], objective: str) -> dict[str
 
 def epoch_line(row: dict[str, float], epochs: int) -> str:
     """One line a person can read."""
-    parts = [f"{name} {row[name]:.4f}" for name in COLUMNS[2:10] if name in row]
-    speed = f"{row['images_per_second']:,.0f} images/s, {100 * row['waiting_for_data']:.0f} % of it waiting for data"
-    return f"epoch {row['epoch'] + 1:.0f}/{epochs}  {'  '.join(parts)}  {speed}"
+    named = {
+        side: "  ".join(f"{name} {row[f'{side}/{name}']:.3f}" for name in names if f"{side}/{name}" in row)
+        for side, names in (("train", ("loss", "accuracy")), ("val", ("loss", "accuracy", "auroc")))
+    }
+    speed = f"{row['images_per_second']:,.0f} images/s, {100 * row['waiting_for_data']:.0f} % waiting for data"
+    return f"epoch {row['epoch'] + 1:.0f}/{epochs}  train: {named['train']}  val: {named['val']}  {speed}"
 
 
 def log_on_terminal(line: str) -> None:
