@@ -55,6 +55,14 @@ def help_text(name: str) -> str:
     return "\n".join(lines)
 
 
+def show(text: str) -> None:
+    """Print, and end quietly when the reader (`| head`) has seen enough."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def first_comment(file: Path) -> str:
     """First comment of a YAML file that is not a Hydra directive; empty when there is none."""
     comments = (line[1:].strip() for line in file.read_text().splitlines() if line.startswith("#"))
@@ -202,20 +210,26 @@ def unused_folder(folder: Path) -> Path:
     return next(candidate for candidate in candidates if not candidate.exists())
 
 
-def run_command(name: str, task: Callable[[Any], Any], check: Callable[[Any], None] | None = None) -> None:
+def run_command(
+    name: str,
+    task: Callable[[Any], Any],
+    check: Callable[[Any], None] | None = None,
+    resolve: Callable[[list[str]], list[str]] = list,
+) -> None:
     """Run `task` on the settings of `conf/<name>.yaml` and the command line.
 
     Composes and checks first: a user's mistake is one line on stderr and exit code 2, with no folder made. Then Hydra
-    takes over (run folder, --multirun, --cfg, completion). `check` sees the typed settings before Hydra does.
+    takes over (run folder, --multirun, --cfg, completion). `check` sees the typed settings before Hydra does; `resolve`
+    may put other arguments in the place of those typed, before all else.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch: huge pages for large tensors, twice as fast on a CPU
     arguments = sys.argv[1:]
     if {"--help", "-h"} & set(arguments):
-        print(help_text(name))
+        show(help_text(name))
         return
     if not any(argument.startswith(HYDRA_FLAGS) for argument in arguments):
         try:
-            sys.argv[1:] = prepare_arguments(name, arguments, check)
+            sys.argv[1:] = prepare_arguments(name, resolve(arguments), check)
         except UserError as error:
             print(f"pneumonia.{name}: {error}", file=sys.stderr)
             raise SystemExit(2) from None

@@ -138,6 +138,8 @@ class TrainConfig:
     test: bool = MISSING
     deterministic: bool = MISSING
     compile: bool = MISSING
+    resume: str | None = None
+    force: bool = False
 
     def __post_init__(self) -> None:
         one_of("objective", self.objective, OBJECTIVES)

@@ -16,8 +16,14 @@ def task(config: TrainConfig) -> float:
     return fit_and_test(config)
 
 
+def resolve(arguments: list[str]) -> list[str]:
+    from pneumonia.workflows.resume import resumed_arguments
+
+    return resumed_arguments(arguments)
+
+
 def main() -> None:
-    run_command("train", task, check)
+    run_command("train", task, check, resolve)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any, cast
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
@@ -30,6 +30,9 @@ COLUMNS = (
     "epoch", "step", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/auroc", "val/average_precision",
     "val/sensitivity", "val/specificity", "learning_rate", "images_per_second", "waiting_for_data",
 )  # fmt: skip
+
+
+PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
 
 
 class NonFiniteLoss(UserError):
@@ -115,6 +118,10 @@ class History(L.Callback):
         self.films = 0
         self.row: dict[str, float] = {}
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            drop_rows(self.file, trainer.current_epoch)
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.started = self.stepped = time.perf_counter()
         self.waited, self.films = 0.0, 0
@@ -144,6 +151,19 @@ class History(L.Callback):
         if trainer.is_global_zero:
             append_row(self.file, row)
             log_on_terminal(epoch_line(row, trainer.max_epochs or 0))
+
+
+def drop_rows(file: Path, epoch: int) -> None:
+    """Drop the rows of `epoch` and later, and half a line: a run that goes on after a kill writes them anew."""
+    if not file.exists():
+        return
+    header, *lines = file.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and int(line.partition(",")[0]) < epoch]
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text("".join([header, *kept]) if kept else "")
+    os.replace(temporary, file)
+    if not kept:
+        file.unlink()  # the next row brings its header
 
 
 def append_row(file: Path, row: dict[str, float]) -> None:
@@ -209,7 +229,7 @@ class TensorBoardPictures(L.Callback):
         probability, target = (scores.cpu().numpy() for scores in cast(Classifier, pl_module).validation_scores())
         counts = confusion(target, probability, 0.5)
         figure = confusion_matrix(**counts, title=f"Validation, epoch {trainer.current_epoch + 1}")
-        step = trainer.global_step
+        step = trainer.global_step - 1  # as the epoch's scalars have it
         self.write(trainer, lambda writer: writer.add_figure("val/confusion_matrix", figure, step))
         self.write(trainer, lambda writer: writer.add_pr_curve("val/precision_recall", target, probability, step))
 
@@ -220,9 +240,29 @@ class TensorBoardPictures(L.Callback):
                 add(logger.experiment)
 
 
+class Checkpoint(ModelCheckpoint):
+    """Lightning's, but it remembers the best in a run folder that was moved, too."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        def here(path: str) -> str:
+            return str(Path(str(self.dirpath)) / Path(path).name) if path else path
+
+        moved = {name: here(state_dict[name]) for name in PATHS if name in state_dict}
+        ranked = {here(path): value for path, value in state_dict["best_k_models"].items()}
+        super().load_state_dict(state_dict | moved | {"dirpath": self.dirpath, "best_k_models": ranked})
+
+
+class StopEarly(EarlyStopping):
+    """Lightning's, but a run that was killed between this decision and its end doesn't train on when resumed."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
+
+
 def best_checkpoint(folder: Path, objective: str) -> ModelCheckpoint:
     """best.ckpt: weights and model spec of the epoch with the best `objective`; of equal ones the first."""
-    return ModelCheckpoint(
+    return Checkpoint(
         folder, "best", objective, mode=mode_of(objective), save_weights_only=True, enable_version_counter=False,
         auto_insert_metric_name=False, save_on_train_epoch_end=False,
     )  # fmt: skip
@@ -230,7 +270,7 @@ def best_checkpoint(folder: Path, objective: str) -> ModelCheckpoint:
 
 def last_checkpoint(folder: Path) -> ModelCheckpoint:
     """last.ckpt: all that resuming needs, after every epoch."""
-    return ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True)
+    return Checkpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True)
 
 
 def mode_of(objective: str) -> str:

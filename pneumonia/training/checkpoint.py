@@ -25,6 +25,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, stream)
                 stream.flush()
                 os.fsync(stream.fileno())
+            if target.name == "last.ckpt" and target.exists():
+                os.replace(target, target.with_name("previous.ckpt"))  # what resuming falls back to
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from pneumonia.data.datamodule import FilmDataModule
@@ -19,6 +19,7 @@ from pneumonia.settings import TrainConfig, TrainerConfig, UserError
 from pneumonia.training.callbacks import (
     History,
     ReseedEachStep,
+    StopEarly,
     StopOnNonFiniteLoss,
     TensorBoardPictures,
     UnfreezeAt,
@@ -34,6 +35,7 @@ from pneumonia.workflows.films import Films, describe, films_of
 from pneumonia.workflows.pictures import draw_after, draw_before
 from pneumonia.workflows.predictions import predict, summarize, write_predictions
 from pneumonia.workflows.record import RunRecord, write_json
+from pneumonia.workflows.resume import Place, place_of, refuse_other_films
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +49,16 @@ def fit_and_test(config: TrainConfig) -> float:
     L.seed_everything(config.seed, verbose=False)
     datamodule = build_datamodule(config, films)
     classifier = build_classifier(config, films)
-    trainer = build_trainer(config, folder)
+    place = Place(None, 0, -1)
+    if config.resume is not None:
+        refuse_other_films(folder, films.records)
+        place = place_of(folder)
+    trainer = build_trainer(config, folder, place)
     record = start_record(config, folder, films, classifier, trainer)
     try:
         write_manifest(folder / "manifest.csv", films.records)
         draw_before(folder, films, datamodule, classifier)
-        trainer.fit(classifier, datamodule, weights_only=True)
+        trainer.fit(classifier, datamodule, ckpt_path=place.checkpoint, weights_only=True)
         objective = test_best(config, folder, films, datamodule, trainer, record)
     except BaseException as error:
         end_early(record, folder, error)
@@ -90,7 +96,7 @@ def build_classifier(config: TrainConfig, films: Films) -> Classifier:
     return classifier
 
 
-def build_trainer(config: TrainConfig, folder: Path) -> L.Trainer:
+def build_trainer(config: TrainConfig, folder: Path, begin: Place) -> L.Trainer:
     """Lightning's trainer with the callbacks that write the run folder."""
     place = config.trainer
     on_gpu = uses_gpu(place)
@@ -107,7 +113,13 @@ def build_trainer(config: TrainConfig, folder: Path) -> L.Trainer:
         limit_train_batches=place.limit_batches,
         limit_val_batches=place.limit_batches,
         limit_predict_batches=place.limit_batches,
-        logger=TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False),
+        logger=TensorBoardLogger(
+            folder,
+            name="tensorboard",
+            version="",
+            default_hp_metric=False,
+            purge_step=begin.step if begin.checkpoint else None,
+        ),
         callbacks=callbacks(config, folder),
         plugins=[AtomicCheckpointIO()],
         use_distributed_sampler=False,
@@ -135,7 +147,7 @@ def callbacks(config: TrainConfig, folder: Path) -> list[L.Callback]:
     if config.unfreeze_epoch is not None:
         chosen.append(UnfreezeAt(config.unfreeze_epoch))
     if config.stop_on is not None:
-        chosen.append(EarlyStopping(config.stop_on, patience=config.patience, mode=mode_of(config.stop_on)))
+        chosen.append(StopEarly(config.stop_on, patience=config.patience, mode=mode_of(config.stop_on)))
     return [*chosen, best_checkpoint(checkpoints, config.objective), last_checkpoint(checkpoints)]
 
 

@@ -38,6 +38,7 @@ class RunRecord:
     def __init__(self, file: Path, **content: Any) -> None:
         from pneumonia import __version__
 
+        earlier = earlier_attempts(file)
         self.file = file
         self.started = time.time()
         self.content: dict[str, Any] = {
@@ -48,6 +49,7 @@ class RunRecord:
             "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
             "git_commit": git_commit(),
             "machine": machine(),
+            "earlier_attempts": earlier,
         } | content
         write_json(file, self.content)
 
@@ -60,6 +62,15 @@ class RunRecord:
         now = time.time()
         ending = {"status": status, "ended": stamp(now), "seconds": round(now - self.started, 1)}
         self.update(**ending | ({"reason": reason} if reason else {}))
+
+
+def earlier_attempts(file: Path) -> list[dict[str, Any]]:
+    """When a run that is gone on with was started before, and how those attempts ended."""
+    if not file.exists():
+        return []
+    former = json.loads(file.read_text())
+    told = {name: former.get(name) for name in ("started", "ended", "status", "command", "git_commit")}
+    return [*former.get("earlier_attempts", []), told]
 
 
 def stamp(seconds: float) -> str:

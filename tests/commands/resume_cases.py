@@ -1,0 +1,93 @@
+"""Runs that are killed and gone on with; also a tool: python tests/commands/resume_cases.py 50 does it 50 times.
+
+Each trial starts a short run on phantom films, kills it (kill -9) at a random instant of its life, goes on with it, and
+compares weights, metrics.json, predictions.csv and the history with those of a run that was never killed.
+"""
+
+import csv
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+SETTINGS = (
+    "trainer=cpu",
+    "data.image_size=32",
+    "data.batch_size=16",
+    "epochs=4",
+    "model.dropout=0.3",
+    "augment=strong",
+    "deterministic=true",
+)
+TIMES = ("images_per_second", "waiting_for_data")
+
+
+def start(films: Path, folder: Path, *, resume: bool = False, epochs: int = 4) -> subprocess.Popen:
+    """The command in a process of its own."""
+    fresh = [*SETTINGS[:3], f"epochs={epochs}", *SETTINGS[4:], f"data.root={films}", f"hydra.run.dir={folder}"]
+    typed = [f"resume={folder}"] if resume else fresh
+    return subprocess.Popen(
+        [sys.executable, "-m", "pneumonia.train", *typed], stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+    )
+
+
+def kill_after(process: subprocess.Popen, folder: Path, share: float) -> None:
+    """Kill the process about `share` of the way between the start of its training and its end."""
+    end = time.monotonic() + 120
+    while not (folder / "run.json").exists() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.002)
+    time.sleep(4.0 * share)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def rows_without_times(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as stream:
+        return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(stream)]
+
+
+def assert_same_end(unbroken: Path, resumed: Path) -> None:
+    """The same bytes where bytes are compared, the same tensors in both checkpoints, the same history."""
+    for name in ("metrics.json", "predictions.csv", "manifest.csv"):
+        assert (resumed / name).read_bytes() == (unbroken / name).read_bytes(), name
+    for name in ("best.ckpt", "last.ckpt"):
+        first, second = (
+            torch.load(run / "checkpoints" / name, weights_only=True)["state_dict"] for run in (unbroken, resumed)
+        )
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first), name
+    assert rows_without_times(resumed) == rows_without_times(unbroken)
+
+
+def main(kills: int) -> None:
+    from pneumonia.data.synthetic import draw_films
+
+    folder = Path(tempfile.mkdtemp())
+    draw_films(folder / "films", 80, seed=1)
+    assert start(folder / "films", folder / "unbroken").wait() == 0
+    draw = random.Random(0)
+    same = 0
+    for number in range(kills):
+        run, share = folder / f"run{number}", draw.random()
+        kill_after(start(folder / "films", run), run, share)
+        had = len(rows_without_times(run)) if (run / "metrics.csv").exists() else 0
+        code = start(folder / "films", run, resume=True).wait() if (run / "run.json").exists() else None
+        finished = code is not None and code == 2  # it had ended before the kill
+        try:
+            assert code == 0 or finished
+            assert_same_end(folder / "unbroken", run)
+            same += 1
+        except AssertionError as error:
+            print(f"kill {number} at {share:.2f}: NOT the same: {error}")
+        else:
+            print(f"kill {number} at {share:.2f}, {had} epochs done: the same")
+    print(f"{same} of {kills} ended with the same bytes")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

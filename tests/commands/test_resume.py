@@ -1,0 +1,174 @@
+"""A run that was killed at any instant goes on to the same bytes as one that never was."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from resume_cases import SETTINGS, assert_same_end, kill_after, start
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+Command = Callable[..., None]
+
+
+@pytest.fixture(scope="module")
+def unbroken(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four epochs that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    assert start(phantoms, folder).wait(120) == 0
+    return folder
+
+
+def pause_in_epoch(folder: Path, epochs: int, seconds: float = 60) -> None:
+    """Wait until `epochs` rows stand in metrics.csv."""
+    end = time.monotonic() + seconds
+    file = folder / "metrics.csv"
+    while time.monotonic() < end:
+        if file.exists() and len(file.read_text().splitlines()) > epochs:
+            return
+        time.sleep(0.005)
+    raise TimeoutError(folder)
+
+
+@pytest.mark.parametrize("share", [0.35, 0.6, 0.85])
+def test_a_run_killed_at_some_instant_ends_as_one_that_was_not(
+    unbroken: Path, phantoms: Path, tmp_path: Path, share: float
+) -> None:
+    folder = tmp_path / "run"
+    kill_after(start(phantoms, folder), folder, share)
+    assert start(phantoms, folder, resume=(folder / "run.json").exists()).wait(120) == 0
+    assert_same_end(unbroken, folder)
+
+
+def test_the_curves_go_on_without_gap_or_repeat(unbroken: Path, phantoms: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = start(phantoms, folder)
+    pause_in_epoch(folder, 2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert start(phantoms, folder, resume=True).wait(120) == 0
+    for tag in ("val/loss", "train/loss", "learning_rate"):
+        curves = []
+        for run in (unbroken, folder):
+            events = EventAccumulator(str(run / "tensorboard"), {"scalars": 0}).Reload()
+            curves.append([(event.step, event.value) for event in events.Scalars(tag)])
+        assert curves[0] == curves[1], tag
+
+
+def interrupted(command: Command, phantoms: Path, monkeypatch: pytest.MonkeyPatch, folder: str = "outputs/run") -> Path:
+    """A run that Ctrl-C ended in its third epoch."""
+    from pneumonia.training.callbacks import History
+
+    real = History.on_train_epoch_start
+
+    def stop(self: History, trainer, pl_module) -> None:
+        real(self, trainer, pl_module)
+        if trainer.current_epoch == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(History, "on_train_epoch_start", stop)
+        with pytest.raises(SystemExit):
+            command("train", *SETTINGS, f"data.root={phantoms}", f"hydra.run.dir={folder}")
+    return Path(folder).resolve()
+
+
+def test_last_means_the_newest_run_that_has_not_finished(
+    unbroken: Path, command: Command, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = interrupted(command, phantoms, monkeypatch)
+    command("train", "resume=last")
+    assert_same_end(unbroken, folder)
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert [attempt["status"] for attempt in record["earlier_attempts"]] == ["interrupted"]
+
+
+def test_a_moved_run_goes_on_and_keeps_its_best(
+    unbroken: Path, command: Command, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = interrupted(command, phantoms, monkeypatch).rename(tmp_path / "elsewhere")
+    command("train", f"resume={moved}")
+    assert_same_end(unbroken, moved)
+
+
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_and_says_so(
+    unbroken: Path,
+    command: Command,
+    phantoms: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = interrupted(command, phantoms, monkeypatch)
+    last = folder / "checkpoints" / "last.ckpt"
+    os.truncate(last, last.stat().st_size // 2)
+    command("train", f"resume={folder}")
+    told = capsys.readouterr().out
+    assert "last.ckpt is damaged; going on from the one before it" in told and "after epoch 1" in told
+    assert_same_end(unbroken, folder)
+
+
+def test_settings_that_differ_are_refused_with_a_list_unless_forced(
+    command: Command, phantoms: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = interrupted(command, phantoms, monkeypatch)
+    with pytest.raises(SystemExit):
+        command("train", f"resume={folder}", "optimizer.lr=0.5", "seed=3")
+    told = capsys.readouterr().err
+    assert "optimizer.lr: the run has 0.001, now 0.5" in told and "seed: the run has 0, now 3" in told
+    assert "force=true" in told
+    command("train", f"resume={folder}", "epochs=3", "force=true")
+    assert json.loads((folder / "run.json").read_text())["epochs"] == 3
+
+
+def test_what_cannot_be_resumed_is_refused(
+    command: Command, phantoms: Path, films_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def refused(*typed: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            command("train", *typed)
+        told = capsys.readouterr()
+        assert "Traceback" not in told.out + told.err
+        return told.out + told.err
+
+    assert "not a run folder" in refused(f"resume={tmp_path}")
+    assert "is finished; name a folder" in refused("resume=last")
+    folder = interrupted(command, films_copy, monkeypatch)
+    film = next((films_copy / "train" / "NORMAL").iterdir())
+    film.rename(film.with_name("IM-9999-0001.png"))
+    assert "the films are not those of the run" in refused(f"resume={folder}")
+    film.with_name("IM-9999-0001.png").rename(film)
+    command("train", f"resume={folder}")
+    assert "this run is finished" in refused(f"resume={folder}")
+
+
+def test_early_stopping_decided_before_a_kill_is_kept(tmp_path: Path) -> None:
+    from pneumonia.training.callbacks import StopEarly
+
+    class Trainer:
+        should_stop = False
+
+    stop = StopEarly("val/loss", patience=2)
+    stop.wait_count = 2
+    stop.on_train_start(Trainer(), None)  # type: ignore[arg-type]
+    assert Trainer.should_stop or stop.wait_count >= stop.patience
+
+
+def test_sigterm_ends_a_run_with_a_message_and_whole_checkpoints(phantoms: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = start(phantoms, folder, epochs=200)
+    pause_in_epoch(folder, 2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) != 0
+    assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
+    assert "last.ckpt holds the last whole epoch" in (folder / "train.log").read_text()
+    torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert subprocess.run([sys.executable, "-c", "pass"]).returncode == 0
