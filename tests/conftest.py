@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pneumonia.data.synthetic import draw_films
+from pneumonia.workflows.films import films_of
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -48,6 +49,7 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., No
     import importlib
 
     def run(name: str, *arguments: str) -> None:
+        films_of.cache_clear()  # a new command is a new process, which remembers nothing
         module = importlib.import_module(f"pneumonia.{name}")
         monkeypatch.setattr("sys.argv", [f"pneumonia.{name}", *arguments])
         module.main()

@@ -11,6 +11,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from pneumonia.data.datamodule import FilmDataModule
 from pneumonia.data.records import write_manifest
@@ -60,8 +61,14 @@ def fit_and_test(config: TrainConfig) -> float:
         draw_before(folder, films, datamodule, classifier)
         trainer.fit(classifier, datamodule, ckpt_path=place.checkpoint, weights_only=True)
         objective = test_best(config, folder, films, datamodule, trainer, record)
+    except (KeyboardInterrupt, SystemExit) as error:
+        record.end("interrupted", "SIGTERM" if isinstance(error, SIGTERMException) else "SIGINT")
+        last = folder / "checkpoints" / "last.ckpt"
+        kept = f"{last} holds the last whole epoch" if last.exists() else "no epoch was finished"
+        log.warning("Interrupted; %s. resume=%s goes on.", kept, folder)
+        raise SystemExit(143 if isinstance(error, SIGTERMException) else 130) from None
     except BaseException as error:
-        end_early(record, folder, error)
+        record.end("failed", f"{type(error).__name__}: {error}")
         raise
     record.end("finished")
     log.info("%s", folder)
@@ -246,18 +253,6 @@ def log_table(metrics: dict[str, dict[str, Any]]) -> None:
             "undefined" if cell is None else f"{cell:.4f}" if isinstance(cell, float) else f"{cell}" for cell in cells
         ]
         log.info("%-6s%s", split, "".join(f"{text:>14}" for text in texts))
-
-
-def end_early(record: RunRecord, folder: Path, error: BaseException) -> None:
-    """Say in run.json and on the terminal how the run ended, and what is left of it."""
-    interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
-    record.end(
-        "interrupted" if interrupted else "failed", "interrupted" if interrupted else f"{type(error).__name__}: {error}"
-    )
-    last = folder / "checkpoints" / "last.ckpt"
-    if interrupted:
-        kept = f"{last} holds the last whole epoch" if last.exists() else "no epoch was finished"
-        log.warning("Interrupted; %s.", kept)
 
 
 class SpeakInChild(L.Callback):

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -167,8 +165,7 @@ def test_sigterm_ends_a_run_with_a_message_and_whole_checkpoints(phantoms: Path,
     process = start(phantoms, folder, epochs=200)
     pause_in_epoch(folder, 2)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) != 0
+    assert process.wait(60) == 143
     assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
     assert "last.ckpt holds the last whole epoch" in (folder / "train.log").read_text()
     torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    assert subprocess.run([sys.executable, "-c", "pass"]).returncode == 0
