@@ -5,6 +5,7 @@ half a second and one line. This module must never import torch.
 """
 
 import copy
+import hashlib
 import logging
 import os
 import re
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
+OmegaConf.register_new_resolver("short_hash", lambda text: hashlib.sha256(str(text).encode()).hexdigest()[:10])
 HYDRA_FLAGS = ("-sc", "--shell-completion", "--hydra-help", "--info", "-i", "--cfg", "-c", "--version")
 
 
@@ -257,6 +259,8 @@ def prepare_arguments(name: str, arguments: list[str], check: Callable[[Any], No
     assert config is not None
     folder = Path(config.hydra.sweep.dir if multirun else config.hydra.run.dir)
     writable_folder(folder)
+    if multirun and not any(override.startswith("test=") for override in overrides):
+        arguments = [*arguments, "test=false"]  # a sweep is ranked on validation
     named = any(override.startswith("hydra.run.dir=") for override in overrides)
     if multirun or named or config.hydra.output_subdir is None:  # the last: a command that leaves no run folder
         return arguments

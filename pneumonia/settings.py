@@ -140,6 +140,7 @@ class TrainConfig:
     compile: bool = MISSING
     resume: str | None = None
     force: bool = False
+    retry_failed: bool = False
 
     def __post_init__(self) -> None:
         one_of("objective", self.objective, OBJECTIVES)

@@ -11,9 +11,9 @@ def check(config: TrainConfig) -> None:
 
 
 def task(config: TrainConfig) -> float:
-    from pneumonia.workflows.experiment import fit_and_test  # torch loads here, after --help has answered
+    from pneumonia.workflows.sweep import run_job
 
-    return fit_and_test(config)
+    return run_job(config)
 
 
 def resolve(arguments: list[str]) -> list[str]:

@@ -1,9 +1,12 @@
 """Films for the tests: phantoms drawn once a session, and the real ones where they lie beside the project."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks: a second thread only waits
 
 from pneumonia.data.synthetic import draw_films
 from pneumonia.workflows.films import films_of

@@ -1,0 +1,84 @@
+"""A sweep survives: nothing runs twice, a failure ends nothing else, a kill costs at most an epoch."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Command = Callable[..., None]
+SMALL = ("trainer=cpu", "data.image_size=32", "data.batch_size=16", "epochs=2")
+
+
+def table(sweep: Path) -> list[dict[str, str]]:
+    with (sweep / "leaderboard.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def started(sweep: Path) -> dict[str, str]:
+    """{job: when its last attempt started}"""
+    return {file.parent.name: json.loads(file.read_text())["started"] for file in sweep.glob("*/run.json")}
+
+
+def test_finished_jobs_are_skipped_and_a_failed_one_ends_nothing_else(
+    command: Command, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = ("-m", *SMALL, f"data.root={phantoms}", "optimizer.lr=1e38,0.001,0.002", "hydra.sweep.dir=sweep")
+    sweep = tmp_path / "sweep"
+    with pytest.raises(SystemExit) as ending:
+        command("train", *typed)
+    assert ending.value.code == 1
+    rows = table(sweep)
+    assert [row["status"] for row in rows] == ["finished", "finished", "failed"]
+    assert float(rows[0]["value"]) >= float(rows[1]["value"])
+    assert "nan or infinite at step" in rows[2]["reason"]
+    assert not list(sweep.glob("*/predictions.csv")) or all(
+        "test" not in json.loads(file.read_text()) for file in sweep.glob("*/metrics.json")
+    )
+    before = started(sweep)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        command("train", *typed)
+    assert started(sweep) == before
+    told = capsys.readouterr().out
+    assert told.count("finished already, skipped") == 2 and told.count("failed already, skipped") == 1
+    time.sleep(1.1)  # the clock of run.json counts seconds
+    with pytest.raises(SystemExit):
+        command("train", *typed, "retry_failed=true")
+    again = [job for job, when in started(sweep).items() if when != before[job]]
+    assert again == [rows[2]["job"]]
+
+
+def test_another_sweeps_folder_is_refused(command: Command, phantoms: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ("-m", "trainer=debug", "data.image_size=32", f"data.root={phantoms}", "hydra.sweep.dir=sweep")
+    command("train", *small, "seed=1,2")
+    with pytest.raises(SystemExit, match="another sweep is there"):
+        command("train", *small, "seed=3,4")
+
+
+def test_a_killed_sweep_goes_on_and_ends_as_an_unbroken_one(phantoms: Path, tmp_path: Path) -> None:
+    def sweep(folder: Path) -> subprocess.Popen:
+        typed = [*SMALL[:3], "epochs=4", f"data.root={phantoms}", "seed=1,2", f"hydra.sweep.dir={folder}"]
+        return subprocess.Popen([sys.executable, "-m", "pneumonia.train", "-m", *typed], stdout=subprocess.DEVNULL)
+
+    assert sweep(tmp_path / "unbroken").wait(200) == 0
+    killed = sweep(tmp_path / "killed")
+    end = time.monotonic() + 100
+    while len(list((tmp_path / "killed").glob("*/metrics.csv"))) < 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    finished = [job for job in started(tmp_path / "killed") if (tmp_path / "killed" / job / "metrics.json").exists()]
+    before = started(tmp_path / "killed")
+    assert sweep(tmp_path / "killed").wait(200) == 0
+    after = started(tmp_path / "killed")
+    assert finished and all(after[job] == before[job] for job in finished)
+    for job in after:
+        for name in ("metrics.json", "predictions.csv"):
+            pair = [(tmp_path / which / job / name).read_bytes() for which in ("unbroken", "killed")]
+            assert pair[0] == pair[1]
