@@ -62,3 +62,23 @@ def test_the_wheel_ships_its_settings(tmp_path: Path) -> None:
     shipped = {name.removeprefix("pneumonia/conf/") for name in names if name.startswith("pneumonia/conf/")}
     assert shipped == {file.relative_to(CONF).as_posix() for file in CONF.rglob("*.yaml")}
     assert "pneumonia/py.typed" in names
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"), [("mod", "model="), ("model=vg", "model=vgg16"), ("data.im", "data.image_size=")]
+)
+def test_tab_completion_offers_what_can_be_typed(typed: str, offered: str) -> None:
+    line = f"pneumonia-train {typed}"
+    told = subprocess.run(
+        [BIN / "pneumonia-train", "-sc", "query=bash"],
+        capture_output=True, text=True,
+        env={"COMP_LINE": line, "COMP_POINT": str(len(line)), "PATH": f"{BIN}:/usr/bin:/bin", "HOME": "/tmp"},
+    )  # fmt: skip
+    assert offered in told.stdout.split(), told
+
+
+def test_the_requirements_are_hashed_and_name_no_host() -> None:
+    text = (ROOT / "docker" / "requirements.txt").read_text()
+    pins = [line for line in text.splitlines() if "==" in line and not line.lstrip().startswith("#")]
+    assert len(pins) > 80 and text.count("--hash=sha256:") >= len(pins)
+    assert "://" not in text and "--index" not in text and "--find" not in text

@@ -7,7 +7,8 @@ would seed each of them alike, so that the flip would foretell the rotation, and
 
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import cv2
@@ -25,7 +26,7 @@ class Augmentation:
 
     def __init__(self, steps: Sequence[Mapping[str, Any]]) -> None:
         self.steps = [build("augment", step) for step in steps]
-        self.calls = [affine(step) if type(step) is albumentations.Affine else call(step) for step in self.steps]
+        self.calls = [partial(affine if type(step) is albumentations.Affine else call, step) for step in self.steps]
         self.bits = np.random.Philox(0)
         self.python = random.Random(0)
         for step in self.steps:
@@ -49,25 +50,18 @@ class Augmentation:
         self.python.seed(seed << 64 | place)
 
 
-Operation = Callable[[np.ndarray], np.ndarray]
-
-
-def call(step: Any) -> Operation:
+def call(step: Any, film: np.ndarray) -> np.ndarray:
     """Any operation, through albumentations' own call: uint8 [S, S] -> uint8 [S, S]."""
-    return lambda film: step(image=film[..., None])["image"].reshape(film.shape)
+    return step(image=film[..., None])["image"].reshape(film.shape)
 
 
-def affine(step: Any) -> Operation:
+def affine(step: Any, film: np.ndarray) -> np.ndarray:
     """albumentations.Affine, pixel for pixel, with its own draw of the matrix but not its checks, which cost as much as
     the warp does. `fit_output` isn't for films of one size."""
-
-    def warp(film: np.ndarray) -> np.ndarray:
-        if not step.should_apply():
-            return film
-        matrix = step.get_params_dependent_on_data({"shape": film.shape}, {})["matrix"]
-        size = film.shape[1], film.shape[0]
-        return cv2.warpAffine(
-            film, matrix[:2], size, flags=step.interpolation, borderMode=step.border_mode, borderValue=step.fill
-        )
-
-    return warp
+    if not step.should_apply():
+        return film
+    matrix = step.get_params_dependent_on_data({"shape": film.shape}, {})["matrix"]
+    size = film.shape[1], film.shape[0]
+    return cv2.warpAffine(
+        film, matrix[:2], size, flags=step.interpolation, borderMode=step.border_mode, borderValue=step.fill
+    )

@@ -1,6 +1,7 @@
 """Train, test and monitor one model: what `python -m pneumonia.train` does from start to end."""
 
 import logging
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -12,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from pneumonia.data.datamodule import FilmDataModule
 from pneumonia.data.records import write_manifest
@@ -68,8 +70,11 @@ def fit_and_test(config: TrainConfig) -> float:
         log.warning("Interrupted; %s. resume=%s goes on.", kept, folder)
         raise SystemExit(143 if isinstance(error, SIGTERMException) else 130) from None
     except BaseException as error:
-        record.end("failed", f"{type(error).__name__}: {error}")
-        raise
+        told = of_child(error)
+        record.end("failed", f"{type(told).__name__}: {told}")
+        if told is error:
+            raise
+        raise told from None
     record.end("finished")
     log.info("%s", folder)
     return objective
@@ -253,6 +258,13 @@ def log_table(metrics: dict[str, dict[str, Any]]) -> None:
             "undefined" if cell is None else f"{cell:.4f}" if isinstance(cell, float) else f"{cell}" for cell in cells
         ]
         log.info("%-6s%s", split, "".join(f"{text:>14}" for text in texts))
+
+
+def of_child(error: BaseException) -> BaseException:
+    """A user's error that was raised in a spawned process comes wrapped in that process's traceback: its own line."""
+    text = str(error)
+    own = re.search(r"\npneumonia\.\S+\.(?:UserError|NonFiniteLoss): (.*)", text, re.DOTALL)
+    return UserError(own[1].strip()) if isinstance(error, ProcessRaisedException) and own else error
 
 
 class SpeakInChild(L.Callback):

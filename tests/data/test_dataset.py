@@ -1,5 +1,6 @@
 """The order and the augmentation of films come from (seed, epoch, index) and from nothing else."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,7 @@ def test_operations_of_a_film_are_independent_draws() -> None:
 @pytest.mark.parametrize("name", ["light", "keras", "strong"])
 def test_our_short_way_through_affine_is_albumentations_own(name: str) -> None:
     short, long = Augmentation(steps(name)), Augmentation(steps(name))
-    long.calls = [call(step) for step in long.steps]
+    long.calls = [partial(call, step) for step in long.steps]
     film = np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)
     for index in range(50):
         assert np.array_equal(short(film, 0, 0, index), long(film, 0, 0, index))
