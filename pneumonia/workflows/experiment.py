@@ -30,6 +30,7 @@ from pneumonia.training.callbacks import (
 )
 from pneumonia.training.checkpoint import AtomicCheckpointIO, load_classifier
 from pneumonia.training.classifier import Classifier
+from pneumonia.workflows.evidence import after_training
 from pneumonia.workflows.films import Films, describe, films_of
 from pneumonia.workflows.pictures import draw_after, draw_before
 from pneumonia.workflows.predictions import predict, summarize, write_predictions
@@ -58,6 +59,7 @@ def fit_and_test(config: TrainConfig) -> float:
         end_early(record, folder, error)
         raise
     record.end("finished")
+    after_training(folder)
     log.info("%s", folder)
     return objective
 
