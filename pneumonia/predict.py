@@ -5,7 +5,7 @@ from pneumonia.settings import PredictConfig
 
 
 def check(config: PredictConfig) -> None:
-    from pneumonia.workflows.sources import films_to_predict  # finds the films and the run; still no torch
+    from pneumonia.workflows.targets import films_to_predict  # finds the films and the run; still no torch
 
     films_to_predict(config)
 
