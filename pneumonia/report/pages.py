@@ -13,7 +13,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pneumonia.report import evidence_figures as drawn
-from pneumonia.report.figures import confusion_matrix, curves
+from pneumonia.report.figures import confusion_matrix
+from pneumonia.report.figures import curves as history_curves
 from pneumonia.report.seed import MATRIX, MATRIX_ACCURACY, REPORTED
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -52,7 +53,8 @@ def model_card(evidence: Mapping[str, Any], page: Mapping[str, Any]) -> str:
 
 def comparison_html(comparison: Mapping[str, Any]) -> str:
     """comparison.html; its own script sorts the table."""
-    picture = drawn.inline(drawn.overlaid_roc(comparison["roc"], comparison["judged"])) if comparison["roc"] else ""
+    curves = {name: curve for name, curve in comparison["roc"].items() if curve}
+    picture = drawn.inline(drawn.overlaid_roc(curves, comparison["judged"])) if curves else ""
     return environment().get_template("comparison.html.j2").render(c=comparison, picture=picture)
 
 
@@ -72,7 +74,7 @@ def figures(evidence: Mapping[str, Any], page: Mapping[str, Any]) -> dict[str, s
     if evidence["drift"] is not None:
         made["drift"] = drawn.metric_drift(evidence["drift"]["metrics"])
     if page["history"] and "epoch" in page["history"][0]:
-        made["history"] = curves(page["history"], best_epoch(page))
+        made["history"] = history_curves(page["history"], best_epoch(page))
     return {key: drawn.inline(figure) for key, figure in made.items()}
 
 

@@ -44,7 +44,7 @@ def summary(evidence: Evidence) -> str:
     """Accuracy and AUROC of the judged split with their intervals, and where the threshold came from."""
     metrics = judged(evidence)["metrics"]
     point = evidence["operating_point"]
-    where = "locked on validation" if point["chosen_on"] else "not chosen on validation"
+    where = "locked on validation" if point["chosen_on"] else point["reason"]
     figures = ", ".join(f"{name} {figure(metrics[key])}" for name, key in (("accuracy", "accuracy"), ("AUROC", "auroc")))
     return f"On the {evidence['judged_on']}: {figures}, at threshold {point['threshold']:.3f} ({where})."
 

@@ -170,7 +170,7 @@ def split_of(file: Path, rows: Sequence[Row], known: Mapping[str, Record]) -> Sp
     label = [label_of(file, row) for row in rows]
     probability = np.array([number(file, row, "probability") for row in rows])
     films = Films(np.array(path), np.array(label), probability, np.array([row.get("patient") or row["path"] for row in rows]))
-    if rows[0].get("logit"):
+    if rows[0].get("logit") and not rows[0].get("threshold"):  # predict's probability is scaled already, its logit is not
         logit = np.array([number(file, row, "logit") for row in rows])
     else:
         clipped = np.clip(probability, 1e-7, 1 - 1e-7)
