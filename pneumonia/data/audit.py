@@ -2,8 +2,10 @@
 
 Patients  that stand on both sides of a split, under the records' own key and under both keys of file names.
 Copies    exact: the same bytes. Near: a difference hash of 256 bits (dHash, Krawetz 2013) within HASH_BITS proposes a
-          pair, the correlation of both films at 64 x 64 decides. Chest films resemble each other: a hash alone would
-          call hundreds of pairs copies.
+          pair, the correlation of both films at 64 x 64 decides. Chest films resemble each other: on every second film
+          of Kermany's set the hash alone proposes hundreds of pairs; none of different films correlates above 0.965.
+          Copies that were compressed anew (JPEG 20), resized to 160 pixels, brightened or given noise differ in at
+          most 17 bits and correlate above 0.997. A crop is another picture to it (0.92 to 0.97).
 """
 
 from collections import defaultdict
@@ -21,8 +23,8 @@ from pneumonia.data.split import class_counts
 
 Hashes = NDArray[np.uint64]
 SIDE = 64  # of the thumbnails that decide
-HASH_BITS = 40  # of 256: what compression, a new size or a change of brightness may flip
-CORRELATION = 0.995
+HASH_BITS = 24  # of 256
+CORRELATION = 0.985
 SHOWN = 5
 
 

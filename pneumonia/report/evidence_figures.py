@@ -129,19 +129,19 @@ def risk_against_coverage(curve: Mapping[str, Any], name: str) -> Figure:
     return figure
 
 
-def metric_drift(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Test minus validation of every metric with its interval; right of the line is more on test."""
-    known = [row for row in rows if row["interval"]]
+def metric_drift(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Figure:
+    """Test minus validation of every metric, named by `names`, with its interval; to the right: more on test."""
+    known = [(row, name) for row, name in zip(rows, names, strict=True) if row["interval"]]
     figure = _figure(7.2, 1.2 + 0.34 * max(1, len(known)))
     axes = figure.subplots()
-    for place, row in enumerate(reversed(known)):
+    for place, (row, _) in enumerate(reversed(known)):
         low, high = row["interval"]
         clear = low > 0 or high < 0
         colour = CLASS_COLOURS["PNEUMONIA"] if clear else GREY
         axes.plot((low, high), (place, place), color=colour, linewidth=2.2)
         axes.plot(row["difference"], place, "o", color=colour, markersize=6)
     axes.axvline(0, color="black", linewidth=1)
-    axes.set_yticks(range(len(known)), [row["metric"].replace("_", " ") for row in reversed(known)], fontsize=TEXT)
+    axes.set_yticks(range(len(known)), [name for _, name in reversed(known)], fontsize=TEXT)
     axes.set_xlabel("test minus validation", fontsize=TEXT)
     axes.grid(axis="x", color="#E5E5E5", linewidth=0.8)
     axes.set_axisbelow(True)

@@ -72,7 +72,8 @@ def figures(evidence: Mapping[str, Any], page: Mapping[str, Any]) -> dict[str, s
     if any(part["curves"] for part in evidence["splits"].values()):
         made["curves"] = drawn.curves_with_bands(evidence["splits"], evidence["options"]["level"])
     if evidence["drift"] is not None:
-        made["drift"] = drawn.metric_drift(evidence["drift"]["metrics"])
+        rows = evidence["drift"]["metrics"]
+        made["drift"] = drawn.metric_drift(rows, [label(row["metric"]) for row in rows])
     if page["history"] and "epoch" in page["history"][0]:
         made["history"] = history_curves(page["history"], best_epoch(page))
     return {key: drawn.inline(figure) for key, figure in made.items()}

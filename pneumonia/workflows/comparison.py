@@ -28,7 +28,7 @@ from pneumonia.workflows.sources import Source, read_run
 
 log = logging.getLogger(__name__)
 
-SHOWN = ("accuracy", "auroc", "average_precision", "sensitivity", "specificity", "brier", "ece")
+SHOWN = ("auroc", "accuracy", "sensitivity", "specificity", "ece")
 POINTS = 200  # of a drawn curve
 SEEDS_AND_FOLDS = ("seed",)  # settings in which runs of one group differ, beside data.fold
 
@@ -125,7 +125,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         "metric": config.metric, "judged": tested_on, "level": config.level, "resamples": config.resamples,
         "seed": config.seed, "operating_point": asdict(config.operating_point),
         "n": {"val": sorted({run.val.label.size for run in runs if run.val}), "test": runs[0].test.label.size},
-        "shown": SHOWN,
+        "columns": columns(config.metric, tested_on),
         "rows": [line(entry, voted) for entry in entries],
         "spread": [asdict(row) for row in spread(runs, config.metric)],
         "roc": {entry.run.name: curve(entry.run) for entry in entries},
@@ -135,6 +135,12 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     describe(board)
     log.info("%s", folder / "comparison.html")
     return board
+
+
+def columns(metric: str, tested_on: str) -> list[tuple[str, str]]:
+    """(split, metric) of the leaderboard: what ranks, then what the tested split says."""
+    val = [("val", name) for name in dict.fromkeys((metric, "auroc", "accuracy"))]
+    return val + [(tested_on, name) for name in SHOWN if (tested_on, name) not in val]
 
 
 def vote(runs: Sequence[Run], config: CompareConfig) -> list[Run]:

@@ -59,8 +59,8 @@ def fit_and_test(config: TrainConfig) -> float:
         end_early(record, folder, error)
         raise
     record.end("finished")
-    after_training(folder)
     log.info("%s", folder)
+    after_training(folder)
     return objective
 
 
