@@ -261,8 +261,9 @@ def hand_to_hydra(name: str, task: Callable[[Any], Any]) -> None:
         except UserError as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
-            leaves_folder = HydraConfig.get().output_subdir is not None  # else it is the user's own folder: not to touch
-            if not leaves_folder or discard_unstarted(Path(HydraConfig.get().runtime.output_dir)):
+            # Without an output_subdir the command leaves no run folder: where it runs is the user's own, not to be removed.
+            own = HydraConfig.get().output_subdir is None
+            if own or discard_unstarted(Path(HydraConfig.get().runtime.output_dir)):
                 print(f"pneumonia.{name}: {plain(error)}", file=sys.stderr)
             else:
                 log.error("pneumonia.%s: %s", name, plain(error))

@@ -125,7 +125,9 @@ def size_table(records: Sequence[Record]) -> list[dict[str, Any]]:
     for label, name in enumerate(CLASSES):
         part = [record for record in records if record.label == label and record.width]
         if part:
-            modes: Mapping[str, int] = {mode: sum(r.mode == mode for r in part) for mode in sorted({r.mode for r in part})}
+            modes: Mapping[str, int] = {
+                mode: sum(r.mode == mode for r in part) for mode in sorted({r.mode for r in part})
+            }
             rows.append(
                 {
                     "class": name,

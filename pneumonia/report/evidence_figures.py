@@ -13,7 +13,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pneumonia.report.figures import CLASS_COLOURS, GREEN, GREY, OTHER_COLOURS, TEXT, TITLE, Film, _figure, _plain, _title
+from pneumonia.report.figures import (
+    CLASS_COLOURS,
+    GREEN,
+    GREY,
+    OTHER_COLOURS,
+    TEXT,
+    TITLE,
+    Film,
+    _figure,
+    _plain,
+    _title,
+)
 
 DPI = 110
 LINES = ("#0072B2", "#D55E00", "#009E73", *OTHER_COLOURS[:3], "#000000")
@@ -64,8 +75,10 @@ def draw_point(axes: Axes, split: Mapping[str, Any], kind: str, name: str) -> No
     value = {key: split["metrics"][key]["value"] for key in ("sensitivity", "specificity", "ppv")}
     x = None if value["specificity"] is None else 1 - value["specificity"]
     pair = (x, value["sensitivity"]) if kind == "roc" else (value["sensitivity"], value["ppv"])
-    if None not in pair:
-        axes.plot(*pair, "o", color=GREEN if name == "val" else "black", markersize=8, markerfacecolor="white")
+    if pair[0] is not None and pair[1] is not None:
+        axes.plot(
+            pair[0], pair[1], "o", color=GREEN if name == "val" else "black", markersize=8, markerfacecolor="white"
+        )
 
 
 def square(axes: Axes, title: str, across: str, up: str) -> None:
@@ -99,7 +112,7 @@ def score_histograms(splits: Mapping[str, Mapping[str, Any]], threshold: float) 
 
 
 def reliability(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], name: str, t: float) -> Figure:
-    """Share of pneumonia against predicted probability, before and after temperature scaling; area: films in the bin."""
+    """Share of pneumonia against predicted probability, before and after temperature scaling; area: films of a bin."""
     figure = _figure(10, 4.9)
     panels = figure.subplots(1, 2)
     titles = ("Before", f"After, temperature {t:.3g}")
@@ -109,7 +122,9 @@ def reliability(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str
         x, y = [b["mean_probability"] for b in known], [b["positive_rate"] for b in known]
         axes.plot((0, 1), (0, 1), color="#BBBBBB", linewidth=1, linestyle=":")
         axes.plot(x, y, color="black", linewidth=1.2)
-        axes.scatter(x, y, s=18 + 320 * films / max(1.0, films.max()), color=CLASS_COLOURS["NORMAL"], alpha=0.7, zorder=3)
+        axes.scatter(
+            x, y, s=18 + 320 * films / max(1.0, films.max()), color=CLASS_COLOURS["NORMAL"], alpha=0.7, zorder=3
+        )
         square(axes, title, "predicted probability", "share with pneumonia")
     _title(figure, f"Reliability on {name}", "dotted: probabilities that can be taken at their word")
     return figure

@@ -31,14 +31,25 @@ def environment(markdown: bool = False) -> Environment:
         loader=FileSystemLoader(TEMPLATES), autoescape=not markdown, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    made.filters |= {"number": number, "estimate": estimate, "percent": percent, "label": label, "plain": plain, "p": p_value}
+    made.filters |= {
+        "number": number,
+        "estimate": estimate,
+        "percent": percent,
+        "label": label,
+        "plain": plain,
+        "p": p_value,
+    }
     return made
 
 
 def report_html(evidence: Mapping[str, Any], page: Mapping[str, Any]) -> str:
     """report.html."""
     seed = {"reported": REPORTED, "matrix": MATRIX, "accuracy": MATRIX_ACCURACY}
-    return environment().get_template("report.html.j2").render(e=evidence, page=page, seed=seed, figures=figures(evidence, page))
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(e=evidence, page=page, seed=seed, figures=figures(evidence, page))
+    )
 
 
 def report_markdown(evidence: Mapping[str, Any], page: Mapping[str, Any]) -> str:

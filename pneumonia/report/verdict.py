@@ -45,7 +45,9 @@ def summary(evidence: Evidence) -> str:
     metrics = judged(evidence)["metrics"]
     point = evidence["operating_point"]
     where = "locked on validation" if point["chosen_on"] else point["reason"]
-    figures = ", ".join(f"{name} {figure(metrics[key])}" for name, key in (("accuracy", "accuracy"), ("AUROC", "auroc")))
+    figures = ", ".join(
+        f"{name} {figure(metrics[key])}" for name, key in (("accuracy", "accuracy"), ("AUROC", "auroc"))
+    )
     return f"On the {evidence['judged_on']}: {figures}, at threshold {point['threshold']:.3f} ({where})."
 
 
@@ -74,7 +76,9 @@ def leak(evidence: Evidence) -> Iterator[tuple[str, str]]:
     elif evidence["patient_key"] == "none" and strict["shared"]:
         yield "warning", f"Split without regard to patients: {strict['shared']} children stand in more than one split."
     if conservative["shared"] and not own["shared"] and evidence["patient_key"] != "none":
-        text = f"Under the conservative key (prefix and number) {conservative['shared']} persons stand in more than one "
+        text = (
+            f"Under the conservative key (prefix and number) {conservative['shared']} persons stand in more than one "
+        )
         yield "note", text + "split; the numbering is most likely per subtype, and then they are different children."
     if audit["copies"]["across"]:
         yield "stop", f"{audit['copies']['across']} films have an exact copy in another split."
@@ -113,7 +117,7 @@ def chance(evidence: Evidence) -> Iterator[tuple[str, str]]:
 
 
 def drifted(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """Accuracy, AUROC or specificity that falls from validation to test by more than chance; a threshold that is off."""
+    """Accuracy, AUROC or specificity that falls from validation to test by more than chance; a threshold off."""
     if evidence["drift"] is None:
         return
     rows = {row["metric"]: row for row in evidence["drift"]["metrics"]}
@@ -126,15 +130,16 @@ def drifted(evidence: Evidence) -> Iterator[tuple[str, str]]:
             yield "warning", text + (alarms if metric == "specificity" else "") + "."
     oracle = evidence["drift"]["oracle"]
     if oracle and oracle["gap"] > ORACLE:
-        text = f"The threshold does not carry over: one chosen on test ({oracle['oracle_threshold']:.3f}) would have given "
-        yield "warning", text + f"an accuracy of {oracle['oracle_accuracy']:.3f}; that is the size of the drift, no result."
+        text = f"The threshold does not carry over: one chosen on test ({oracle['oracle_threshold']:.3f}) would give "
+        rest = f"an accuracy of {oracle['oracle_accuracy']:.3f}; that is the size of the drift, no result."
+        yield "warning", text + rest
 
 
 def calibrated(evidence: Evidence) -> Iterator[tuple[str, str]]:
     found = judged(evidence)["calibrated"]["ece"]
     if found["value"] is not None and found["value"] > ECE:
-        text = f"Probabilities are off by {100 * found['value']:.0f} points on average, even after temperature scaling: "
-        yield "warning", text + "read the call, not the number."
+        text = f"Probabilities are off by {100 * found['value']:.0f} points on average, even after temperature scaling"
+        yield "warning", f"{text}: read the call, not the number."
 
 
 def uneven(evidence: Evidence) -> Iterator[tuple[str, str]]:
@@ -146,8 +151,9 @@ def uneven(evidence: Evidence) -> Iterator[tuple[str, str]]:
             low = min(known, key=lambda row: row[rate]["value"], default=None)
             high = max(known, key=lambda row: row[rate]["value"], default=None)
             if low and high and low[rate]["interval"][1] < high[rate]["interval"][0]:
-                text = f"{rate.capitalize()} is uneven by {group.replace('_', ' ')}: {low[rate]['value']:.3f} for {low['name']} "
-                yield "warning", text + f"(n = {low[rate]['n']}), {high[rate]['value']:.3f} for {high['name']}."
+                text = f"{rate.capitalize()} is uneven by {group.replace('_', ' ')}: {low[rate]['value']:.3f} for "
+                rest = f"{low['name']} (n = {low[rate]['n']}), {high[rate]['value']:.3f} for {high['name']}."
+                yield "warning", text + rest
 
 
 def promised(evidence: Evidence) -> Iterator[tuple[str, str]]:
@@ -157,7 +163,9 @@ def promised(evidence: Evidence) -> Iterator[tuple[str, str]]:
         return
     for name, covered, interval in zip(("normal", "pneumonia"), sets["covered"], sets["interval"], strict=True):
         if interval and interval[1] < sets["promised"]:
-            text = f"Prediction sets promise to hold the truth for {100 * sets['promised']:.0f} % of {name} films, and do "
+            text = (
+                f"Prediction sets promise to hold the truth for {100 * sets['promised']:.0f} % of {name} films, and do "
+            )
             yield "warning", text + f"for {100 * covered:.1f} %: validation and test are not alike."
 
 

@@ -41,8 +41,17 @@ def describe(found: dict[str, Any], patient_key: str, skipped: list[tuple[str, s
     """Sizes, patients under each key, copies, unreadable files, a line each."""
     for row in found["sizes"]:
         modes = ", ".join(f"{mode} {count:,}" for mode, count in row["modes"].items())
-        size = " x ".join(f"{row[side]['median']} ({row[side]['least']} to {row[side]['most']})" for side in ("width", "height"))
-        log.info("%-10s %6d films  median size %s  median %.1f kB  %s", row["class"], row["films"], size, row["kilobytes"], modes)
+        size = " x ".join(
+            f"{row[side]['median']} ({row[side]['least']} to {row[side]['most']})" for side in ("width", "height")
+        )
+        log.info(
+            "%-10s %6d films  median size %s  median %.1f kB  %s",
+            row["class"],
+            row["films"],
+            size,
+            row["kilobytes"],
+            modes,
+        )
     for row in found["patients"]:
         key = f"data.patient_key={patient_key}" if row["key"] == "recorded" else f"{row['key']} key"
         pairs = "  ".join(f"{pair} {row[pair]}" for pair in ("train-val", "train-test", "val-test"))

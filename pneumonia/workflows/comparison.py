@@ -66,7 +66,9 @@ def jobs_of(sweep: Path) -> list[Path]:
     if not sweep.is_dir():
         raise UserError(f"runs={sweep}: no such folder; expected a sweep folder, or a list as 'runs=[a,b]'.")
     begun = [folder for folder in sweep.iterdir() if (folder / "run.json").is_file()]
-    begun.sort(key=lambda folder: (not folder.name.isdigit(), int(folder.name) if folder.name.isdigit() else 0, folder.name))
+    begun.sort(
+        key=lambda folder: (not folder.name.isdigit(), int(folder.name) if folder.name.isdigit() else 0, folder.name)
+    )
     finished = [folder for folder in begun if (folder / "predictions.csv").is_file()]
     if unfinished := [folder.name for folder in begun if folder not in finished]:
         log.warning("left out %s: no predictions.csv, the run did not finish", ", ".join(unfinished))
@@ -223,7 +225,14 @@ def describe(board: dict[str, Any]) -> None:
     if on == "val":
         log.warning("These runs left the test films alone: they are tested on the films that rank them.")
     width = max(len(row["name"]) for row in board["rows"])
-    log.info("rank  %-*s  %12s  %12s  %12s  p (DeLong, Holm)", width, "run", f"val {metric}"[:12], f"{on} auroc", f"{on} accuracy")
+    log.info(
+        "rank  %-*s  %12s  %12s  %12s  p (DeLong, Holm)",
+        width,
+        "run",
+        f"val {metric}"[:12],
+        f"{on} auroc",
+        f"{on} accuracy",
+    )
     for row in board["rows"]:
         cells = [(row["val"] or {}).get(metric), row["test"]["auroc"], row["test"]["accuracy"]]
         texts = ["undefined" if cell is None else f"{cell:.4f}" for cell in cells]

@@ -29,8 +29,8 @@ from pneumonia.evaluation.subgroups import subgroup_table
 from pneumonia.report.pages import model_card, report_html, report_markdown
 from pneumonia.report.verdict import verdict
 from pneumonia.settings import EvaluateConfig, OperatingPointConfig, UserError
-from pneumonia.workflows.record import write_json
 from pneumonia.workflows.provenance import page_of
+from pneumonia.workflows.record import write_json
 from pneumonia.workflows.sources import Source, Split, source_of
 
 log = logging.getLogger(__name__)
@@ -185,7 +185,7 @@ def one_split(split: Split, locked: Locked, draws: Draws, config: EvaluateConfig
 
 
 def estimates(split: Split, threshold: float, draws: Draws, level: float) -> dict[str, dict[str, Any]]:
-    """{metric: value, interval, method}: Wilson for proportions (with the clustered interval beside), else clustered."""
+    """{metric: value, interval, method}: Wilson for proportions (the clustered interval beside), else clustered."""
     films = split.films
     values = point_metrics(films.label, films.probability, threshold)
     c = confusion(films.label, films.probability, threshold)
@@ -267,7 +267,7 @@ def abstention(source: Source, judged: str, locked: Locked, share: float) -> dic
 
 
 def mistakes(split: Split, locked: Locked) -> list[dict[str, Any]]:
-    """The films called wrongly with the most conviction, at most MISTAKES, half of them of each kind where there are."""
+    """The films called wrongly with the most conviction, at most MISTAKES, half of each kind where there are."""
     films = split.films
     called = films.probability >= locked.threshold
     calibrated = apply_temperature(split.logit, locked.temperature)

@@ -56,7 +56,9 @@ def predict_films(config: PredictConfig) -> list[dict[str, Any]]:
         if isinstance(result, str):
             bad.append((film, result))
             continue
-        rows += called([film for film, _ in result], logits(classifier, np.stack([pixels for _, pixels in result])), recipe)
+        rows += called(
+            [film for film, _ in result], logits(classifier, np.stack([pixels for _, pixels in result])), recipe
+        )
     for film, reason in bad:
         log.warning("left out %s: %s", film.path, reason)
     if not rows:
@@ -88,7 +90,9 @@ def recipe_of(checkpoint: Path, model: dict[str, Any]) -> Recipe:
     if not settings:
         notes.append(f"No settings lie beside the checkpoint: films are squashed to {size} x {size} pixels.")
     if not point:
-        notes.append("No evidence.json lies beside the checkpoint: temperature 1, threshold 0.5 (evaluate run= writes it).")
+        notes.append(
+            "No evidence.json lies beside the checkpoint: temperature 1, threshold 0.5 (evaluate run= writes it)."
+        )
     return Recipe(
         int(data.image_size if settings else size), data.resize, float(point.get("temperature", 1.0)),
         float(f"{point.get('threshold_calibrated', 0.5):.6g}"), notes,

@@ -13,7 +13,17 @@ from pneumonia.workflows.sources import Source, class_name
 log = logging.getLogger(__name__)
 
 SIDE = 224  # pixels of a film in the report
-FACTS = ("status", "started", "seconds", "pneumonia", "git_commit", "parameters", "trainable_parameters", "precision", "seed")
+FACTS = (
+    "status",
+    "started",
+    "seconds",
+    "pneumonia",
+    "git_commit",
+    "parameters",
+    "trainable_parameters",
+    "precision",
+    "seed",
+)
 
 
 def page_of(source: Source, evidence: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,9 +33,7 @@ def shortcuts_of(source: Source, judged: str, seed: int) -> list[dict[str, Any]]
     classifier = load_classifier(source.folder / "checkpoints" / "best.ckpt")
     films = source.splits[judged].films
     images = read_all(source, films.path.tolist())
-    rows += shortcut_table(
-        lambda batch: probabilities(classifier, batch), images, films.label, films.patient, seed
-    )
+    rows += shortcut_table(lambda batch: probabilities(classifier, batch), images, films.label, films.patient, seed)
     return [asdict(row) for row in rows]
 
 

@@ -1,6 +1,6 @@
 """What a run left, read back and checked: predictions.csv, and what lies beside it. No torch.
 
-Beside    manifest.csv (sizes, patients of the training films), metrics.csv, run.json, .hydra/config.yaml; each may lack.
+Beside    manifest.csv (sizes, training films), metrics.csv, run.json, .hydra/config.yaml; each may lack.
 Errors    UserError with the file, the line where there is one, and the way out.
 """
 
@@ -79,7 +79,7 @@ def source_of(config: EvaluateConfig) -> Source:
 
 
 def read_run(folder: Path) -> Source:
-    """A finished run's tables. Raises UserError for a folder that is none, or whose run never came to its predictions."""
+    """A finished run's tables. Raises UserError for a folder that is none, or whose run never got to predict."""
     if not folder.is_dir():
         raise UserError(f"run={folder}: no such folder; expected one that python -m pneumonia.train wrote.")
     if not (folder / "predictions.csv").is_file():
@@ -112,13 +112,13 @@ def read_predictions(file: Path) -> Source:
     manifest = read_records(folder / "manifest.csv")
     known = {record.path: record for record in manifest}
     try:
-        splits = {name: split_of(file, parts[name], known) for name in ("val", "test") if name in parts}
+        splits: dict[str, Split] = {
+            name: split_of(file, parts[name], known) for name in ("val", "test") if name in parts
+        }
     except ValueError as error:
         raise UserError(f"{file}: {error}") from error
     history, run = read_numbers(folder / "metrics.csv"), read_json(folder / "run.json")
-    return Source(
-        folder, file, splits, manifest, history, run, read_config(folder), notes, given_threshold(labelled)
-    )
+    return Source(folder, file, splits, manifest, history, run, read_config(folder), notes, given_threshold(labelled))
 
 
 LACKS = {
@@ -141,7 +141,8 @@ def read_table(file: Path) -> tuple[list[Row], list[str]]:
         ) from error
     if lacking := [name for name in NEEDED if name not in columns]:
         raise UserError(
-            f"predictions={file}: no column {lacking[0]}; expected {','.join(NEEDED)} at least, got {','.join(columns)}."
+            f"predictions={file}: no column {lacking[0]}; expected {','.join(NEEDED)} at least, "
+            f"got {','.join(columns)}."
         )
     if not rows:
         raise UserError(f"predictions={file}: no films in it; expected a row per film.")
@@ -149,7 +150,9 @@ def read_table(file: Path) -> tuple[list[Row], list[str]]:
     for line, row in enumerate(rows, start=2):
         row["line"] = line
         if (first := lines.setdefault(row["path"], line)) != line:
-            raise UserError(f"{file}, line {line}: {row['path']} stands already in line {first}; expected one row a film.")
+            raise UserError(
+                f"{file}, line {line}: {row['path']} stands already in line {first}; expected one row a film."
+            )
     return rows, columns
 
 
@@ -169,15 +172,21 @@ def split_of(file: Path, rows: Sequence[Row], known: Mapping[str, Record]) -> Sp
     path = [row["path"] for row in rows]
     label = [label_of(file, row) for row in rows]
     probability = np.array([number(file, row, "probability") for row in rows])
-    films = Films(np.array(path), np.array(label), probability, np.array([row.get("patient") or row["path"] for row in rows]))
-    if rows[0].get("logit") and not rows[0].get("threshold"):  # predict's probability is scaled already, its logit is not
+    films = Films(
+        np.array(path), np.array(label), probability, np.array([row.get("patient") or row["path"] for row in rows])
+    )
+    if rows[0].get("logit") and not rows[0].get(
+        "threshold"
+    ):  # predict's probability is scaled already, its logit is not
         logit = np.array([number(file, row, "logit") for row in rows])
     else:
         clipped = np.clip(probability, 1e-7, 1 - 1e-7)
         logit = np.log(clipped) - np.log1p(-clipped)
     subtype = np.array([row.get("subtype") or "" for row in rows])
     records = [known[name] for name in path if name in known]
-    if wrong := [r.path for r, value in zip(records, label, strict=False) if len(records) == len(path) and r.label != value]:
+    if wrong := [
+        r.path for r, value in zip(records, label, strict=False) if len(records) == len(path) and r.label != value
+    ]:
         raise UserError(
             f"{file}: {len(wrong)} films have another label than in manifest.csv beside it ({wrong[0]}, ...). "
             "Both must come from one run; predict the films again."
@@ -224,12 +233,12 @@ def read_records(file: Path) -> list[Record]:
     """The records of a run's manifest.csv; columns that its version did not know are at their default; [] without."""
     if not file.is_file():
         return []
-    names = {item.name: item.type for item in fields(Record)}
+    names = {item.name for item in fields(Record)}
     records = []
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
             for row in csv.DictReader(stream):
-                known = {name: value for name, value in row.items() if name in names and value}
+                known: dict[str, Any] = {name: value for name, value in row.items() if name in names and value}
                 whole = ("label", "width", "height", "bytes")
                 records.append(Record(**known | {name: int(known[name]) for name in whole if name in known}))
     except (OSError, UnicodeDecodeError, csv.Error, TypeError, ValueError) as error:

@@ -22,7 +22,7 @@ class Film:
 
 
 def films_to_predict(config: PredictConfig) -> list[Film]:
-    """The films that `images=` names. Raises UserError for what is not there, and for an output that is something else."""
+    """The films that `images=` names. Raises UserError for what is not there, and for an output that is not ours."""
     check_model(config)
     check_output(Path(config.output).expanduser())
     images = Path(config.images or "").expanduser()
@@ -33,7 +33,9 @@ def films_to_predict(config: PredictConfig) -> list[Film]:
     if images.suffix.lower() == ".csv":
         return listed_films(images)
     if images.suffix.lower() not in SUFFIXES:
-        raise UserError(f"images={images}: expected a film ({', '.join(SUFFIXES)}), a folder of films or a list (.csv).")
+        raise UserError(
+            f"images={images}: expected a film ({', '.join(SUFFIXES)}), a folder of films or a list (.csv)."
+        )
     return [named(images, images.name)]
 
 
