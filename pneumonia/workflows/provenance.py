@@ -36,6 +36,7 @@ def page_of(source: Source, evidence: Mapping[str, Any]) -> dict[str, Any]:
         "name": source.folder.resolve().name,
         "command": command,
         "facts": {name: run[name] for name in FACTS if run.get(name) is not None},
+        "parameters": run.get("parameters"),
         "versions": run.get("versions", {}),
         "machine": run.get("machine", {}),
         "objective": run.get("objective"),
