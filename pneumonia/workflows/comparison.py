@@ -2,6 +2,7 @@
 
 Ranked on validation only. Each run's threshold is chosen on its own validation films by one rule; the paired tests are
 on test films. Runs that left the test films alone (sweeps) are tested on validation, and every page says so.
+Seeds and folds divide the same films anew: such runs share test and not validation, and each is ranked on its own.
 """
 
 import csv
@@ -10,7 +11,7 @@ import io
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,20 +31,27 @@ log = logging.getLogger(__name__)
 
 SHOWN = ("auroc", "accuracy", "sensitivity", "specificity", "ece")
 POINTS = 200  # of a drawn curve
+SETTINGS = 6  # that are shown, of those in which runs differ
+PLACES = ("data.root", "data.manifest", "data.cache_dir", "data.num_workers")  # that change no figure
 SEEDS_AND_FOLDS = ("seed",)  # settings in which runs of one group differ, beside data.fold
 
 
 def runs_of(config: CompareConfig) -> list[Run]:
     """Every run, checked: the same films, both classes in validation. Raises UserError that names the run."""
     one_of("metric", config.metric, METRICS)
-    sources = sources_of(config)
+    return checked_runs(sources_of(config), config)
+
+
+def checked_runs(sources: dict[str, Source], config: CompareConfig) -> list[Run]:
+    """The runs of these tables, or a UserError that names the one that does not belong to the others."""
     with_test = [name for name, source in sources.items() if "test" in source.splits]
     if with_test and len(with_test) < len(sources):
         without = [name for name in sources if name not in with_test]
         raise UserError(
             f"{', '.join(without)} left the test films alone, {', '.join(with_test)} did not: compare runs of one kind."
         )
-    runs = [run_of(name, source, config) for name, source in sources.items()]
+    named = zip(sources.items(), parts_of(sources), strict=True)
+    runs = [run_of(name, source, part, config) for (name, source), part in named]
     try:
         check_comparable(runs)
     except ValueError as error:
@@ -52,17 +60,17 @@ def runs_of(config: CompareConfig) -> list[Run]:
 
 
 def sources_of(config: CompareConfig) -> dict[str, Source]:
-    """{name: tables} of the runs that `runs=` names, in order; a crashed one in a sweep folder is left out aloud."""
+    """{name: tables} of the runs that `runs=` names, in order; a crashed one in a sweep folder is left out."""
     listed = isinstance(config.runs, list | tuple)
     folders = [Path(str(run)).expanduser() for run in config.runs] if listed else [Path(str(config.runs)).expanduser()]
     if not listed and not (folders[0] / "predictions.csv").is_file():
-        folders = jobs_of(folders[0])
+        folders, _ = jobs_of(folders[0])
     names = distinct(folders)
     return {name: read_run(folder) for name, folder in zip(names, folders, strict=True)}
 
 
-def jobs_of(sweep: Path) -> list[Path]:
-    """The finished runs in a sweep folder, by number."""
+def jobs_of(sweep: Path) -> tuple[list[Path], list[str]]:
+    """The finished runs in a sweep folder, by number, and the names of those that did not finish."""
     if not sweep.is_dir():
         raise UserError(f"runs={sweep}: no such folder; expected a sweep folder, or a list as 'runs=[a,b]'.")
     begun = [folder for folder in sweep.iterdir() if (folder / "run.json").is_file()]
@@ -70,11 +78,9 @@ def jobs_of(sweep: Path) -> list[Path]:
         key=lambda folder: (not folder.name.isdigit(), int(folder.name) if folder.name.isdigit() else 0, folder.name)
     )
     finished = [folder for folder in begun if (folder / "predictions.csv").is_file()]
-    if unfinished := [folder.name for folder in begun if folder not in finished]:
-        log.warning("left out %s: no predictions.csv, the run did not finish", ", ".join(unfinished))
     if not finished:
         raise UserError(f"runs={sweep}: no finished run in it; expected folders with a predictions.csv.")
-    return finished
+    return finished, [folder.name for folder in begun if folder not in finished]
 
 
 def distinct(folders: Sequence[Path]) -> list[str]:
@@ -87,7 +93,15 @@ def distinct(folders: Sequence[Path]) -> list[str]:
     return next(chosen for chosen in names if len(set(chosen)) == len(chosen))
 
 
-def run_of(name: str, source: Source, config: CompareConfig) -> Run:
+def parts_of(sources: dict[str, Source]) -> list[int]:
+    """Number of each run's validation part: another one only where train and validation together are the same films."""
+    pools = [frozenset(r.path for r in source.manifest if r.split != "test") for source in sources.values()]
+    parts = [tuple(source.splits["val"].films.path) if "val" in source.splits else () for source in sources.values()]
+    known = list(dict.fromkeys(parts))
+    return [known.index(part) if pool and pool == pools[0] else 0 for pool, part in zip(pools, parts, strict=True)]
+
+
+def run_of(name: str, source: Source, part: int, config: CompareConfig) -> Run:
     """One run at the threshold that its validation chooses."""
     if "val" not in source.splits:
         raise UserError(f"{name} has no validation films in its predictions.csv: runs are ranked on them.")
@@ -98,7 +112,24 @@ def run_of(name: str, source: Source, config: CompareConfig) -> Run:
     except ValueError as error:
         raise UserError(f"{name}: {error}") from error
     test = source.splits.get("test", source.splits["val"]).films
-    return Run(name, val, test, point.threshold, group_of(source), source.config.get("data", {}).get("fold"))
+    return Run(name, val, test, point.threshold, group_of(source), part)
+
+
+def differences(sources: dict[str, Source]) -> dict[str, str]:
+    """{name: the settings in which the runs differ}, as they are typed; at most SETTINGS of them."""
+    flat = {name: dict(flattened(source.config)) for name, source in sources.items()}
+    keys = list(dict.fromkeys(key for settings in flat.values() for key in settings))
+    differing = [key for key in keys if len({str(settings.get(key)) for settings in flat.values()}) > 1]
+    chosen = [key for key in differing if key not in PLACES][:SETTINGS]
+    return {name: " ".join(f"{key}={settings.get(key)}" for key in chosen) for name, settings in flat.items()}
+
+
+def flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def group_of(source: Source) -> str:
@@ -115,20 +146,26 @@ def group_of(source: Source) -> str:
 
 def compare(config: CompareConfig) -> dict[str, Any]:
     """Rank, test, and write comparison.html, leaderboard.csv and comparison.json; what the last holds."""
-    runs = runs_of(config)
+    sources = sources_of(config)
+    runs = checked_runs(sources, config)
+    if isinstance(config.runs, str) and not (Path(config.runs).expanduser() / "predictions.csv").is_file():
+        for name in jobs_of(Path(config.runs).expanduser())[1]:
+            log.warning("left out %s: no predictions.csv, the run did not finish", name)
     folder = output_of(config)
     try:
         voted = vote(runs, config)
         entries = leaderboard([*runs, *voted], config.metric, config.resamples, config.seed, config.level)
     except ValueError as error:
         raise UserError(str(error)) from error
+    told = differences(sources)
     tested_on = "test" if any(run.test is not run.val for run in runs) else "val"
     board = {
         "metric": config.metric, "judged": tested_on, "level": config.level, "resamples": config.resamples,
         "seed": config.seed, "operating_point": asdict(config.operating_point),
         "n": {"val": sorted({run.val.label.size for run in runs if run.val}), "test": runs[0].test.label.size},
+        "validation_parts": len({run.fold for run in runs}),
         "columns": columns(config.metric, tested_on),
-        "rows": [line(entry, voted) for entry in entries],
+        "rows": [line(entry, voted, told) for entry in entries],
         "spread": [asdict(row) for row in spread(runs, config.metric)],
         "roc": {entry.run.name: curve(entry.run) for entry in entries},
     }  # fmt: skip
@@ -156,8 +193,9 @@ def vote(runs: Sequence[Run], config: CompareConfig) -> list[Run]:
     return [soft_vote(best, name, rule.rule, rule.minimum, rule.cost_ratio)]  # type: ignore[arg-type]
 
 
-def line(entry: Entry, voted: Sequence[Run]) -> dict[str, Any]:
+def line(entry: Entry, voted: Sequence[Run], told: Mapping[str, str]) -> dict[str, Any]:
     return {
+        "settings": told.get(entry.run.name, ""),
         "rank": entry.rank,
         "name": entry.run.name,
         "group": entry.run.group,
@@ -209,11 +247,11 @@ def as_csv(board: dict[str, Any]) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     splits = ("val", board["judged"]) if board["judged"] != "val" else ("val",)
     named = [f"{split}_{name}" for split in splits for name in METRICS]
-    writer.writerow(["rank", "name", "group", "threshold", *named, *tests])
+    writer.writerow(["rank", "name", "settings", "group", "threshold", *named, *tests])
     for row in board["rows"]:
         values = [(row[split] or {}).get(name) for split in splits for name in METRICS]
         writer.writerow(
-            [row["rank"], row["name"], row["group"], row["threshold"], *values]
+            [row["rank"], row["name"], row["settings"], row["group"], row["threshold"], *values]
             + [(row["against"] or {}).get(name) for name in tests]
         )
     return stream.getvalue()
@@ -224,6 +262,8 @@ def describe(board: dict[str, Any]) -> None:
     metric, on = board["metric"], board["judged"]
     if on == "val":
         log.warning("These runs left the test films alone: they are tested on the films that rank them.")
+    if board["validation_parts"] > 1:
+        log.warning("The runs validate on different films (another seed or fold): ranks compare unlike figures.")
     width = max(len(row["name"]) for row in board["rows"])
     log.info(
         "rank  %-*s  %12s  %12s  %12s  p (DeLong, Holm)",
@@ -238,4 +278,6 @@ def describe(board: dict[str, Any]) -> None:
         texts = ["undefined" if cell is None else f"{cell:.4f}" for cell in cells]
         p = None if row["against"] is None else row["against"]["delong_holm"]
         told = "best" if row["against"] is None else "undefined" if p is None else f"{p:.4f}"
-        log.info("%4d  %-*s  %12s  %12s  %12s  %s", row["rank"], width, row["name"], *texts, told)
+        log.info(
+            "%4d  %-*s  %12s  %12s  %12s  %-9s  %s", row["rank"], width, row["name"], *texts, told, row["settings"]
+        )

@@ -90,19 +90,36 @@ def test_a_crashed_job_of_a_sweep_is_left_out_aloud(command: Command, sweep: Pat
     assert {row["name"] for row in board_of(sweep / "comparison")["rows"]} == {"0", "2", "soft vote of 2"}
 
 
+def test_seeds_that_divide_the_same_films_anew_are_compared_with_a_warning(
+    command: Command, tmp_path: Path, capsys: Any
+) -> None:
+    rows = rows_of()
+    make_run(tmp_path / "sweep" / "0", rows)
+    records = records_of(rows)
+    for record in records[40:70]:  # after forty training films: the first thirty that validate
+        record["split"] = "train"
+    make_run(tmp_path / "sweep" / "1", rows[30:], records, seed=1)
+    command("compare", "runs=sweep", QUICK)
+    assert "validate on different films" in capsys.readouterr().out
+    board = board_of(tmp_path / "sweep" / "comparison")
+    assert board["validation_parts"] == 2 and {row["settings"] for row in board["rows"]} == {"seed=0", "seed=1", ""}
+
+
 def test_folds_share_test_and_not_validation(command: Command, tmp_path: Path) -> None:
     for fold in (0, 1):
         rows = rows_of(fold)
-        for row in rows:
-            if row["split"] == "val":
-                row["path"] = f"fold{fold}/{row['path']}"
-        run = make_run(tmp_path / "sweep" / str(fold), rows, records_of(rows))
+        records = records_of(rows)
+        validates = [row["split"] == "test" or k % 2 == fold for k, row in enumerate(rows)]
+        for record, kept in zip(records[40:], validates, strict=True):
+            record["split"] = record["split"] if kept else "train"
+        rows = [row for row, kept in zip(rows, validates, strict=True) if kept]
+        run = make_run(tmp_path / "sweep" / str(fold), rows, records)
         config = (run / ".hydra" / "config.yaml").read_text().replace("fold: null", f"fold: {fold}")
         (run / ".hydra" / "config.yaml").write_text(config)
     command("compare", "runs=sweep", QUICK)
     board = board_of(tmp_path / "sweep" / "comparison")
     [voted] = [row for row in board["rows"] if row["ensemble"]]
-    assert voted["val"] is None and voted["rank"] == 3
+    assert voted["val"] is None and voted["rank"] == 3  # each film was trained on by one of them
     assert {row["n"] for row in board["spread"] if row["group"] != voted["group"]} == {2}
 
 
@@ -110,6 +127,7 @@ def test_folds_share_test_and_not_validation(command: Command, tmp_path: Path) -
     ("how", "message"),
     [
         ("films", "1 (test) and 0 (test) are not over the same films: 1 only in 0 (test)"),
+        ("val", "1 (val) and 0 (val) are not over the same films: 1 only in 0 (val)"),
         ("label", "another label"),
         ("one class", "1: All"),
         ("half", "left the test films alone"),
@@ -129,6 +147,8 @@ def test_runs_that_cannot_be_compared_are_named(
     typed = ["runs=sweep"]
     if how == "films":
         rows = rows[:-1]
+    elif how == "val":
+        rows = rows[1:]
     elif how == "label":
         rows[-1]["label"] = 1 - rows[-1]["label"]
     elif how == "one class":
