@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 SHOWN = ("auroc", "accuracy", "sensitivity", "specificity", "ece")
 POINTS = 200  # of a drawn curve
 SETTINGS = 6  # that are shown, of those in which runs differ
-PLACES = ("data.root", "data.manifest", "data.cache_dir", "data.num_workers")  # that change no figure
+LONGEST = 24  # characters of a value that is shown
+PLACES = ("trainer.", "data.root", "data.manifest", "data.cache", "data.num_workers", "model.image_size")  # say nothing
 SEEDS_AND_FOLDS = ("seed",)  # settings in which runs of one group differ, beside data.fold
 
 
@@ -120,8 +121,14 @@ def differences(sources: dict[str, Source]) -> dict[str, str]:
     flat = {name: dict(flattened(source.config)) for name, source in sources.items()}
     keys = list(dict.fromkeys(key for settings in flat.values() for key in settings))
     differing = [key for key in keys if len({str(settings.get(key)) for settings in flat.values()}) > 1]
-    chosen = [key for key in differing if key not in PLACES][:SETTINGS]
-    return {name: " ".join(f"{key}={settings.get(key)}" for key in chosen) for name, settings in flat.items()}
+    chosen = [key for key in differing if not key.startswith(PLACES)][:SETTINGS]
+    return {name: " ".join(f"{key}={shortened(flat[name].get(key))}" for key in chosen) for name in flat}
+
+
+def shortened(value: Any) -> str:
+    """The value as typed, or its beginning."""
+    text = str(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -279,5 +286,5 @@ def describe(board: dict[str, Any]) -> None:
         p = None if row["against"] is None else row["against"]["delong_holm"]
         told = "best" if row["against"] is None else "undefined" if p is None else f"{p:.4f}"
         log.info(
-            "%4d  %-*s  %12s  %12s  %12s  %-9s  %s", row["rank"], width, row["name"], *texts, told, row["settings"]
+            "%4d  %-*s  %12s  %12s  %12s  %-9s  %s", row["rank"], width, row["name"], *texts, told, row["settings"][:80]
         )
