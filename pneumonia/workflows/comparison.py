@@ -24,7 +24,7 @@ from pneumonia.evaluation.metrics import METRICS
 from pneumonia.evaluation.operating_point import choose_threshold
 from pneumonia.report.pages import comparison_html
 from pneumonia.settings import CompareConfig, UserError, one_of
-from pneumonia.workflows.evidence import rounded, write_all
+from pneumonia.workflows.evidence import rounded, told_split, write_all
 from pneumonia.workflows.sources import Source, read_run
 
 log = logging.getLogger(__name__)
@@ -167,13 +167,14 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     told = differences(sources)
     tested_on = "test" if any(run.test is not run.val for run in runs) else "val"
     board = {
+        "judged_on": told_split(next(iter(sources.values())), tested_on), "credit": credit_of(sources),
         "metric": config.metric, "judged": tested_on, "level": config.level, "resamples": config.resamples,
         "seed": config.seed, "operating_point": asdict(config.operating_point),
         "n": {"val": sorted({run.val.label.size for run in runs if run.val}), "test": runs[0].test.label.size},
         "validation_parts": len({run.fold for run in runs}),
         "columns": columns(config.metric, tested_on),
         "rows": [line(entry, voted, told) for entry in entries],
-        "spread": [asdict(row) for row in spread(runs, config.metric)],
+        "spread": [asdict(row) for row in spread(runs, config.metric) if row.split in ("val", tested_on)],
         "roc": {entry.run.name: curve(entry.run) for entry in entries},
     }  # fmt: skip
     board = rounded(board)
@@ -232,6 +233,12 @@ def output_of(config: CompareConfig) -> Path:
     if isinstance(config.runs, str):
         return Path(config.runs).expanduser() / "comparison"
     return Path("outputs") / time.strftime("comparison_%Y-%m-%d_%H-%M-%S")
+
+
+def credit_of(sources: Mapping[str, Source]) -> str:
+    """Whom to name as the films' source: the one that all runs name."""
+    named = {source.credit for source in sources.values()}
+    return named.pop() if len(named) == 1 else ""
 
 
 def write_board(folder: Path, board: dict[str, Any]) -> None:
