@@ -281,9 +281,12 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def data_settings(config: Mapping[str, Any]) -> DataConfig:
-    """DataConfig of a run's settings, whatever version wrote them."""
-    names = {item.name for item in fields(DataConfig)}
-    return DataConfig(**{name: value for name, value in config.get("data", {}).items() if name in names})
+    """A run's data settings as they were, though today's checks might refuse them; unknown ones are left out."""
+    data = DataConfig()
+    for name, value in (config.get("data") or {}).items():
+        if hasattr(data, name):
+            setattr(data, name, value)
+    return data
 
 
 def class_name(label: int) -> str:

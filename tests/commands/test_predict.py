@@ -134,4 +134,4 @@ def test_a_mistake_is_one_line(
 
 def test_importing_the_commands_loads_no_torch() -> None:
     probe = "import sys, pneumonia.predict, pneumonia.evaluate, pneumonia.compare; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", probe]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", probe], cwd=Path(__file__).parents[2]).returncode == 0
