@@ -279,7 +279,9 @@ def hand_to_hydra(name: str, task: Callable[[Any], Any]) -> None:
         except UserError as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
-            if discard_unstarted(Path(HydraConfig.get().runtime.output_dir)):
+            # Without an output_subdir there is no run folder: the command runs in the user's own, not to be removed.
+            own = HydraConfig.get().output_subdir is None
+            if own or discard_unstarted(Path(HydraConfig.get().runtime.output_dir)):
                 print(f"pneumonia.{name}: {plain(error)}", file=sys.stderr)
             else:
                 log.error("pneumonia.%s: %s", name, plain(error))

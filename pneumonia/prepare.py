@@ -14,6 +14,10 @@ def task(config: PrepareConfig) -> None:
     from pneumonia.workflows.films import prepare
 
     prepare(config)
+    if config.audit:
+        from pneumonia.workflows.audit import audit_films
+
+        audit_films(config)
 
 
 def main() -> None:

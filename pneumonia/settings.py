@@ -162,8 +162,108 @@ class PrepareConfig:
     data: DataConfig = field(default_factory=DataConfig)
     seed: int = MISSING
     check: bool = MISSING
+    audit: bool = MISSING
 
 
-SCHEMAS: dict[str, type] = {"train": TrainConfig, "prepare": PrepareConfig}
+RULES = ("accuracy", "youden", "sensitivity", "specificity", "cost")
+
+
+@dataclass
+class OperatingPointConfig:
+    """How the threshold is chosen on validation; documented in conf/evaluate.yaml."""
+
+    rule: str = "accuracy"
+    minimum: float | None = None
+    cost_ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        one_of("operating_point.rule", self.rule, RULES)
+        in_range("operating_point.minimum", self.minimum, 0, 1, open_low=True)
+        in_range("operating_point.cost_ratio", self.cost_ratio, 0, open_low=True)
+        if (self.minimum is not None) != (self.rule in ("sensitivity", "specificity")):
+            raise UserError(
+                f"operating_point.rule={self.rule} with operating_point.minimum={self.minimum}: the rules sensitivity "
+                "and specificity need a minimum, as operating_point.minimum=0.95; the others take none."
+            )
+        if (self.cost_ratio is not None) != (self.rule == "cost"):
+            raise UserError(
+                f"operating_point.rule={self.rule} with operating_point.cost_ratio={self.cost_ratio}: the rule cost "
+                "needs one, as operating_point.cost_ratio=5; the others take none."
+            )
+
+
+@dataclass
+class EvaluateConfig:
+    """Everything `python -m pneumonia.evaluate` can be told; documented in conf/evaluate.yaml."""
+
+    run: str | None = None
+    predictions: str | None = None
+    operating_point: OperatingPointConfig = field(default_factory=OperatingPointConfig)
+    prevalence: float | None = None
+    level: float = 0.95
+    coverage: float = 0.9
+    resamples: int = 2000
+    seed: int = 0
+    shortcuts: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.run is None) == (self.predictions is None):
+            raise UserError("Expected one of run=<folder of a finished run> and predictions=<file.csv>.")
+        in_range("prevalence", self.prevalence, 0, 1)
+        in_range("level", self.level, 0.5, 0.999)
+        in_range("coverage", self.coverage, 0.5, 0.999)
+        in_range("resamples", self.resamples, 100, 100_000)
+        in_range("seed", self.seed, 0, 2**31)
+        if self.shortcuts and self.run is None:
+            raise UserError("shortcuts=true needs the model and its films: type run=<folder of a finished run>.")
+
+
+@dataclass
+class PredictConfig:
+    """Everything `python -m pneumonia.predict` can be told; documented in conf/predict.yaml."""
+
+    run: str | None = None
+    checkpoint: str | None = None
+    images: str | None = None
+    output: str = "predictions.csv"
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        if (self.run is None) == (self.checkpoint is None):
+            raise UserError("Expected one of run=<folder of a finished run> and checkpoint=<file.ckpt>.")
+        if self.images is None:
+            raise UserError("images is not set: type images=<film.jpeg>, images=<folder> or images=<list.csv>.")
+        in_range("batch_size", self.batch_size, 1, 4096)
+
+
+@dataclass
+class CompareConfig:
+    """Everything `python -m pneumonia.compare` can be told; documented in conf/compare.yaml."""
+
+    runs: Any = None
+    metric: str = "auroc"
+    operating_point: OperatingPointConfig = field(default_factory=OperatingPointConfig)
+    ensemble: int | None = None
+    level: float = 0.95
+    resamples: int = 2000
+    seed: int = 0
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise UserError("runs is not set: type runs=<sweep folder>, or a list as 'runs=[outputs/a,outputs/b]'.")
+        in_range("ensemble", self.ensemble, 0)
+        in_range("level", self.level, 0.5, 0.999)
+        in_range("resamples", self.resamples, 100, 100_000)
+        in_range("seed", self.seed, 0, 2**31)
+
+
+SCHEMAS: dict[str, type] = {
+    "train": TrainConfig,
+    "prepare": PrepareConfig,
+    "evaluate": EvaluateConfig,
+    "predict": PredictConfig,
+    "compare": CompareConfig,
+}
 for _name, _schema in SCHEMAS.items():
     ConfigStore.instance().store(name=f"{_name}_schema", node=_schema)

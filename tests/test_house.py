@@ -61,7 +61,7 @@ def test_the_wheel_ships_its_settings(tmp_path: Path) -> None:
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
     shipped = {name.removeprefix("pneumonia/conf/") for name in names if name.startswith("pneumonia/conf/")}
     assert shipped == {file.relative_to(CONF).as_posix() for file in CONF.rglob("*.yaml")}
-    assert "pneumonia/py.typed" in names
+    assert {"pneumonia/py.typed", "pneumonia/report/templates/report.html.j2"} <= set(names)
 
 
 @pytest.mark.parametrize(

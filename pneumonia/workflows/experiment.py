@@ -34,6 +34,7 @@ from pneumonia.training.callbacks import (
 )
 from pneumonia.training.checkpoint import AtomicCheckpointIO, load_classifier
 from pneumonia.training.classifier import Classifier
+from pneumonia.workflows.evidence import after_training
 from pneumonia.workflows.films import Films, describe, films_of
 from pneumonia.workflows.pictures import draw_after, draw_before
 from pneumonia.workflows.predictions import predict, summarize, write_predictions
@@ -77,6 +78,7 @@ def fit_and_test(config: TrainConfig) -> float:
         raise told from None
     record.end("finished")
     log.info("%s", folder)
+    after_training(folder)
     return objective
 
 

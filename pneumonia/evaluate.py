@@ -1,0 +1,24 @@
+"""python -m pneumonia.evaluate: what a run is worth, with intervals, on one page (no model, no torch)."""
+
+from pneumonia.config import run_command
+from pneumonia.settings import EvaluateConfig
+
+
+def check(config: EvaluateConfig) -> None:
+    from pneumonia.workflows.sources import source_of  # the tables are read and refused before anything is written
+
+    source_of(config)
+
+
+def task(config: EvaluateConfig) -> None:
+    from pneumonia.workflows.evidence import evaluate
+
+    evaluate(config)
+
+
+def main() -> None:
+    run_command("evaluate", task, check)
+
+
+if __name__ == "__main__":
+    main()

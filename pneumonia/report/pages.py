@@ -1,0 +1,131 @@
+"""Evidence becomes pages: one self-contained HTML file, and Markdown. Plain dicts in, text out.
+
+Everything in the HTML is escaped by Jinja (autoescape): a film named `<script>` stays text. In Markdown what would be
+markup is escaped by `plain`. Pictures are data URIs; a policy in the page forbids every request.
+"""
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pneumonia.report import evidence_figures as drawn
+from pneumonia.report.figures import confusion_matrix
+from pneumonia.report.figures import curves as history_curves
+from pneumonia.report.seed import MATRIX, MATRIX_ACCURACY, REPORTED
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+NAMES = {
+    "auroc": "AUROC", "ppv": "PPV", "npv": "NPV", "f1": "F1", "mcc": "MCC", "ece": "ECE", "brier": "Brier score",
+    "log_loss": "log loss",
+}  # fmt: skip
+MARKUP = re.compile(r"([\\`*_\[\]#!|~$])")
+
+
+def environment(markdown: bool = False) -> Environment:
+    """Templates that stop at a name they don't know; HTML is escaped always."""
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=not markdown, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    made.filters |= {
+        "number": number,
+        "estimate": estimate,
+        "percent": percent,
+        "label": label,
+        "plain": plain,
+        "p": p_value,
+    }
+    return made
+
+
+def report_html(evidence: Mapping[str, Any], page: Mapping[str, Any]) -> str:
+    """report.html."""
+    seed = {"reported": REPORTED, "matrix": MATRIX, "accuracy": MATRIX_ACCURACY}
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(e=evidence, page=page, seed=seed, figures=figures(evidence, page))
+    )
+
+
+def report_markdown(evidence: Mapping[str, Any], page: Mapping[str, Any]) -> str:
+    """report.md: the tables without the figures."""
+    return environment(markdown=True).get_template("report.md.j2").render(e=evidence, page=page)
+
+
+def model_card(evidence: Mapping[str, Any], page: Mapping[str, Any]) -> str:
+    """model_card.md: intended use, data and licence, figures, limits."""
+    return environment(markdown=True).get_template("model_card.md.j2").render(e=evidence, page=page)
+
+
+def comparison_html(comparison: Mapping[str, Any]) -> str:
+    """comparison.html; its own script sorts the table."""
+    curves = {name: curve for name, curve in comparison["roc"].items() if curve}
+    picture = drawn.inline(drawn.overlaid_roc(curves, comparison["judged"])) if curves else ""
+    return environment().get_template("comparison.html.j2").render(c=comparison, picture=picture)
+
+
+def figures(evidence: Mapping[str, Any], page: Mapping[str, Any]) -> dict[str, str]:
+    """{name: data URI} of the figures that these data have."""
+    name, point = evidence["judged"], evidence["operating_point"]
+    split = evidence["splits"][name]
+    bins = split["reliability"]
+    made = {
+        "scores": drawn.score_histograms(evidence["splits"], point["threshold"]),
+        "reliability": drawn.reliability(bins["before"], bins["after"], name, point["temperature"]),
+        "matrix": confusion_matrix(**split["counts"], title=f"{name}, threshold {point['threshold']:.3f}"),
+        "abstention": drawn.risk_against_coverage(evidence["abstention"], name),
+    }
+    if any(part["curves"] for part in evidence["splits"].values()):
+        made["curves"] = drawn.curves_with_bands(evidence["splits"], evidence["options"]["level"])
+    if evidence["drift"] is not None:
+        rows = evidence["drift"]["metrics"]
+        made["drift"] = drawn.metric_drift(rows, [label(row["metric"]) for row in rows])
+    if page["history"] and "epoch" in page["history"][0]:
+        made["history"] = history_curves(page["history"], best_epoch(page))
+    return {key: drawn.inline(figure) for key, figure in made.items()}
+
+
+def best_epoch(page: Mapping[str, Any]) -> int | None:
+    """The first epoch that reached the run's objective, where both are told."""
+    told = page["objective"] or {}
+    rows = [row for row in page["history"] if row.get(told.get("name", "")) is not None]
+    value = told.get("value")
+    return next((int(row["epoch"]) for row in rows if row[told["name"]] == value), None)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    return "undefined" if value is None else f"{value:.{digits}f}"
+
+
+def percent(value: float | None) -> str:
+    return "undefined" if value is None else f"{100 * value:.1f} %"
+
+
+def estimate(found: Mapping[str, Any] | None, digits: int = 3) -> str:
+    """A value with its interval in brackets."""
+    if not found or found["value"] is None:
+        return "undefined"
+    return number(found["value"], digits) + interval(found["interval"], digits)
+
+
+def interval(low_high: Sequence[float] | None, digits: int = 3) -> str:
+    return f" [{low_high[0]:.{digits}f}, {low_high[1]:.{digits}f}]" if low_high else ""
+
+
+def p_value(value: float | None) -> str:
+    return "undefined" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def label(name: str) -> str:
+    """A metric's name for a reader."""
+    return NAMES.get(name, name.replace("_", " "))
+
+
+def plain(text: object) -> str:
+    """Text that Markdown shows as it stands: one line, no markup, no HTML."""
+    return MARKUP.sub(r"\\\1", html.escape(" ".join(str(text).split()), quote=False))

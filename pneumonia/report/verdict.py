@@ -1,0 +1,191 @@
+"""The verdict in plain words: rules with their limits, from evidence to findings. No judgement beyond these rules.
+
+stop     the figures can't be believed: a patient or the same film on both sides; no better than chance
+warning  the figures hold, but not for the use that one would think of
+note     worth knowing
+
+A finding is a rule that objects. No finding means that no rule objected, not that a model is safe.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+Evidence = Mapping[str, Any]
+Finding = dict[str, str]
+
+FEW = 50  # films of a class: below it an interval of a rate is wider than about +-14 points
+WIDE = 0.10  # width of the AUROC interval that is called wide
+FALL = 0.02  # fall of accuracy or AUROC from validation to test
+SPECIFICITY_FALL = 0.10
+ORACLE = 0.03  # accuracy that a threshold chosen on test would have gained
+ECE = 0.10  # calibration error after temperature scaling
+METADATA = 0.60  # lower end of the interval of a metadata-only AUROC
+HIDDEN = 0.80  # AUROC with the lungs hidden or blurred
+
+LEVELS = ("stop", "warning", "note")
+HEADLINES = {
+    "stop": "Do not rely on these figures",
+    "warning": "The figures hold for these films; read the warnings before using them elsewhere",
+    "note": "No warning",
+}
+
+
+def verdict(evidence: Evidence) -> dict[str, Any]:
+    """{level, headline, findings}; the headline states the judged figures, then the worst level."""
+    found = [{"level": level, "text": text} for rule in RULES for level, text in rule(evidence)]
+    found.sort(key=lambda finding: LEVELS.index(finding["level"]))
+    level = found[0]["level"] if found else "note"
+    warnings = sum(finding["level"] != "note" for finding in found)
+    count = f" ({warnings} warning{'' if warnings == 1 else 's'})" if warnings else ""
+    return {"level": level, "headline": f"{HEADLINES[level]}{count}. {summary(evidence)}", "findings": found}
+
+
+def summary(evidence: Evidence) -> str:
+    """Accuracy and AUROC of the judged split with their intervals, and where the threshold came from."""
+    metrics = judged(evidence)["metrics"]
+    point = evidence["operating_point"]
+    where = "locked on validation" if point["chosen_on"] else point["reason"]
+    figures = ", ".join(
+        f"{name} {figure(metrics[key])}" for name, key in (("accuracy", "accuracy"), ("AUROC", "auroc"))
+    )
+    return f"On the {evidence['judged_on']}: {figures}, at threshold {point['threshold']:.3f} ({where})."
+
+
+def figure(estimate: Mapping[str, Any]) -> str:
+    """0.874 [0.832, 0.906], or undefined."""
+    if estimate["value"] is None:
+        return "undefined"
+    low_high = estimate["interval"]
+    return f"{estimate['value']:.3f}" + (f" [{low_high[0]:.3f}, {low_high[1]:.3f}]" if low_high else "")
+
+
+def judged(evidence: Evidence) -> Mapping[str, Any]:
+    split: Mapping[str, Any] = evidence["splits"][evidence["judged"]]
+    return split
+
+
+def leak(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """A patient in two splits under the run's own key stops; under the keys of file names it is told."""
+    audit = evidence["audit"]
+    if audit is None:
+        yield "note", "There is no manifest.csv: whether a patient stands on both sides of the split is not known."
+        return
+    own, strict, conservative = audit["patients"]
+    if own["shared"]:
+        yield "stop", f"{own['shared']} patients stand in more than one split ({', '.join(own['examples'])}, ...)."
+    elif evidence["patient_key"] == "none" and strict["shared"]:
+        yield "warning", f"Split without regard to patients: {strict['shared']} children stand in more than one split."
+    if conservative["shared"] and not own["shared"] and evidence["patient_key"] != "none":
+        text = (
+            f"Under the conservative key (prefix and number) {conservative['shared']} persons stand in more than one "
+        )
+        yield "note", text + "split; the numbering is most likely per subtype, and then they are different children."
+    if audit["copies"]["across"]:
+        yield "stop", f"{audit['copies']['across']} films have an exact copy in another split."
+
+
+def size(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """No test films, few films, fewer films than the manifest lists, one class only."""
+    split = judged(evidence)
+    if evidence["judged"] == "val":
+        yield "warning", "There are no test films: weights and threshold were chosen on the films that judge them here."
+    fewest = min(split["positives"], split["n"] - split["positives"])
+    if fewest == 0:
+        yield "stop", "The films are of one class only: AUROC, balanced accuracy and one of the rates are undefined."
+    elif fewest < FEW:
+        yield "warning", f"One class has {fewest} films only: the intervals are wide."
+    planned = evidence["planned"].get(evidence["judged"], 0)
+    if planned > split["n"]:
+        yield "warning", f"Only {split['n']:,} of the {planned:,} films of this split were predicted."
+
+
+def chance(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """AUROC not above one half; accuracy not above always calling the larger class; one call only."""
+    split = judged(evidence)
+    auroc, accuracy = split["metrics"]["auroc"], split["metrics"]["accuracy"]
+    if auroc["interval"] and auroc["interval"][0] <= 0.5:
+        yield "stop", f"AUROC is {figure(auroc)}: not shown to be better than a coin."
+    elif auroc["interval"] and auroc["interval"][1] - auroc["interval"][0] > WIDE:
+        yield "warning", f"The interval of AUROC, {figure(auroc)}, is wide: more films are needed to rank models by it."
+    share = max(split["positives"], split["n"] - split["positives"]) / split["n"]
+    if share < 1 and accuracy["interval"][0] <= share:
+        text = f"Accuracy is {figure(accuracy)}; calling every film by the larger class gives {share:.3f}: "
+        yield "warning", text + "the interval does not lie above it."
+    counts = split["counts"]
+    if split["n"] in (counts["tp"] + counts["fp"], counts["tn"] + counts["fn"]) and share < 1:
+        yield "warning", "The model gives every film the same call."
+
+
+def drifted(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """Accuracy, AUROC or specificity that falls from validation to test by more than chance; a threshold off."""
+    if evidence["drift"] is None:
+        return
+    rows = {row["metric"]: row for row in evidence["drift"]["metrics"]}
+    for metric, limit in (("accuracy", FALL), ("auroc", FALL), ("specificity", SPECIFICITY_FALL)):
+        row = rows[metric]
+        if row["interval"] and row["interval"][1] < 0 and row["difference"] < -limit:
+            name = "AUROC" if metric == "auroc" else metric.capitalize()
+            text = f"{name} falls from {row['val']:.3f} on validation to {row['test']:.3f} on test"
+            alarms = f": {100 * (1 - row['test']):.0f} of 100 normal films are called pneumonia"
+            yield "warning", text + (alarms if metric == "specificity" else "") + "."
+    oracle = evidence["drift"]["oracle"]
+    if oracle and oracle["gap"] > ORACLE:
+        text = f"The threshold does not carry over: one chosen on test ({oracle['oracle_threshold']:.3f}) would give "
+        rest = f"an accuracy of {oracle['oracle_accuracy']:.3f}; that is the size of the drift, no result."
+        yield "warning", text + rest
+
+
+def calibrated(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    found = judged(evidence)["calibrated"]["ece"]
+    if found["value"] is not None and found["value"] > ECE:
+        text = f"Probabilities are off by {100 * found['value']:.0f} points on average, even after temperature scaling"
+        yield "warning", f"{text}: read the call, not the number."
+
+
+def uneven(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """A subgroup whose sensitivity or specificity interval lies wholly below another's of the same grouping."""
+    for group in dict.fromkeys(row["group"] for row in evidence["subgroups"]):
+        rows = [row for row in evidence["subgroups"] if row["group"] == group and row["reason"] is None]
+        for rate in ("sensitivity", "specificity"):
+            known = [row for row in rows if row[rate]["interval"]]
+            low = min(known, key=lambda row: row[rate]["value"], default=None)
+            high = max(known, key=lambda row: row[rate]["value"], default=None)
+            if low and high and low[rate]["interval"][1] < high[rate]["interval"][0]:
+                text = f"{rate.capitalize()} is uneven by {group.replace('_', ' ')}: {low[rate]['value']:.3f} for "
+                rest = f"{low['name']} (n = {low[rate]['n']}), {high[rate]['value']:.3f} for {high['name']}."
+                yield "warning", text + rest
+
+
+def promised(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """Prediction sets that hold the truth less often than promised."""
+    sets = evidence["abstention"]["sets"]
+    if sets is None:
+        return
+    for name, covered, interval in zip(("normal", "pneumonia"), sets["covered"], sets["interval"], strict=True):
+        if interval and interval[1] < sets["promised"]:
+            text = (
+                f"Prediction sets promise to hold the truth for {100 * sets['promised']:.0f} % of {name} films, and do "
+            )
+            yield "warning", text + f"for {100 * covered:.1f} %: validation and test are not alike."
+
+
+def shortcuts(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """The class is told by the file alone, or by films whose lungs are hidden."""
+    for row in evidence["shortcuts"] or []:
+        if row["auroc"] is None or not row["interval"]:
+            continue
+        if row["name"] == "metadata" and row["interval"][0] > METADATA:
+            text = f"Size, aspect, bytes and colour mode alone give an AUROC of {figure(value_of(row))}: "
+            yield "warning", text + "the class can be told without looking at the film."
+        if row["name"] in ("border_only", "blurred") and row["auroc"] > HIDDEN:
+            what = "With the centre blanked" if row["name"] == "border_only" else "On blurred films"
+            yield "warning", f"{what} the model still reaches an AUROC of {figure(value_of(row))}: it reads a shortcut."
+
+
+def value_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"value": row["auroc"], "interval": row["interval"]}
+
+
+RULES: tuple[Callable[[Evidence], Iterator[tuple[str, str]]], ...] = (
+    leak, size, chance, drifted, calibrated, uneven, promised, shortcuts,
+)  # fmt: skip

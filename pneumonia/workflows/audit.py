@@ -1,0 +1,67 @@
+"""What is wrong with the films themselves: what `prepare audit=true` prints, and when it ends with exit code 1."""
+
+import logging
+from typing import Any
+
+import numpy as np
+
+from pneumonia.data.audit import audit_records, near_copies
+from pneumonia.settings import PrepareConfig
+from pneumonia.workflows.films import films_of
+
+log = logging.getLogger(__name__)
+
+
+def audit_films(config: PrepareConfig) -> dict[str, Any]:
+    """Print the audit; exit code 1 where a patient (by data.patient_key) or a copy of a film stands in two splits."""
+    films = films_of(config.data, config.seed)
+    found = audit_records(films.records)
+    pixels = np.stack([films.pixels.read(row) for row in films.pixels.rows(films.records)])
+    found["near"] = near_copies(films.records, pixels)
+    describe(found, config.data.patient_key, films.skipped)
+    reasons = leaks(found)
+    if reasons:
+        log.error("LEAK: %s", "; ".join(reasons))
+        raise SystemExit(1)
+    log.info("No leak under data.patient_key=%s.", config.data.patient_key)
+    return found
+
+
+def leaks(found: dict[str, Any]) -> list[str]:
+    """Why training on this split would flatter the figures; the records' own patient key decides."""
+    own, _, _ = found["patients"]
+    reasons = [f"{own['shared']} patients stand in more than one split"] if own["shared"] else []
+    for kind, name in (("copies", "exact copies"), ("near", "near copies")):
+        if found[kind]["across"]:
+            reasons.append(f"{found[kind]['across']} groups of {name} stand in more than one split")
+    return reasons
+
+
+def describe(found: dict[str, Any], patient_key: str, skipped: list[tuple[str, str]]) -> None:
+    """Sizes, patients under each key, copies, unreadable files, a line each."""
+    for row in found["sizes"]:
+        modes = ", ".join(f"{mode} {count:,}" for mode, count in row["modes"].items())
+        size = " x ".join(
+            f"{row[side]['median']} ({row[side]['least']} to {row[side]['most']})" for side in ("width", "height")
+        )
+        log.info(
+            "%-10s %6d films  median size %s  median %.1f kB  %s",
+            row["class"],
+            row["films"],
+            size,
+            row["kilobytes"],
+            modes,
+        )
+    for row in found["patients"]:
+        key = f"data.patient_key={patient_key}" if row["key"] == "recorded" else f"{row['key']} key"
+        pairs = "  ".join(f"{pair} {row[pair]}" for pair in ("train-val", "train-test", "val-test"))
+        log.info("patients in two splits, %-26s %s", key, pairs)
+    for kind, name in (("copies", "exact copies"), ("near", "near copies")):
+        group = found[kind]
+        log.info(
+            "%s: %d films in %d groups, %d across splits, %d with both labels", name, group["films"], group["groups"],
+            group["across"], group["two_classes"],
+        )  # fmt: skip
+        for paths in group["examples"]:
+            log.info("  %s", "  =  ".join(paths))
+    log.info("unreadable: %d", len(skipped))

@@ -1,0 +1,356 @@
+"""What a run is worth: from its tables to evidence.json, report.html, report.md and model_card.md. No torch.
+
+Every figure of the pages is in evidence.json, and nothing in evidence.json differs between equal runs: no time, no
+folder, ten significant digits. The threshold and the temperature come from validation and are locked; test is only
+judged with them.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import expit, logit
+
+from pneumonia.data.audit import audit_records
+from pneumonia.evaluation.bootstrap import Draws, bootstrap_draws, curve_bands, percentile_interval
+from pneumonia.evaluation.calibration import apply_temperature, fit_temperature
+from pneumonia.evaluation.checks import Interval
+from pneumonia.evaluation.conformal import coverage, fit_conformal, risk_coverage
+from pneumonia.evaluation.drift import metric_drift, oracle_gap, score_drift
+from pneumonia.evaluation.intervals import delong, wilson
+from pneumonia.evaluation.metrics import METRICS, at_prevalence, confusion, point_metrics, reliability_bins
+from pneumonia.evaluation.operating_point import choose_threshold
+from pneumonia.evaluation.subgroups import subgroup_table
+from pneumonia.report.pages import model_card, report_html, report_markdown
+from pneumonia.report.verdict import verdict
+from pneumonia.settings import EvaluateConfig, OperatingPointConfig, UserError
+from pneumonia.workflows.provenance import page_of
+from pneumonia.workflows.record import write_json
+from pneumonia.workflows.sources import Source, Split, source_of
+
+log = logging.getLogger(__name__)
+
+CALIBRATION = ("brier", "log_loss", "ece")
+MISTAKES = 12
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Locked:
+    """What validation decided: threshold on the probabilities of predictions.csv, and the temperature."""
+
+    threshold: float
+    temperature: float
+    told: dict[str, Any]
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Weigh a run, write its pages beside its predictions, close with a table and the verdict; the evidence."""
+    source = source_of(config)
+    try:
+        evidence = weigh(source, config)
+    except ValueError as error:
+        raise UserError(f"{source.file}: {error}") from error
+    if config.shortcuts:
+        from pneumonia.workflows.shortcuts import shortcuts_of  # the only part that loads the model, and so torch
+
+        evidence["shortcuts"] = rounded(shortcuts_of(source, evidence["judged"], config.seed))
+    evidence["verdict"] = verdict(evidence)
+    write_pages(source, evidence)
+    describe(evidence)
+    log.info("%s", source.folder / "report.html")
+    return evidence
+
+
+def after_training(folder: Path) -> None:
+    """The evidence of a run that has just finished; a run is not lost because its evidence can't be drawn."""
+    try:
+        evaluate(EvaluateConfig(run=str(folder)))
+    except (UserError, OSError) as error:
+        log.warning("No evidence was written: %s", error)
+
+
+def weigh(source: Source, config: EvaluateConfig) -> dict[str, Any]:
+    """The evidence as plain values, without its verdict. Raises ValueError from the statistics."""
+    locked = lock(source, config.operating_point)
+    draws = {
+        name: bootstrap_draws(
+            split.films.label, split.films.probability, split.films.patient, locked.threshold, config.resamples,
+            config.seed + (name == "test"),
+        )
+        for name, split in source.splits.items()
+    }  # fmt: skip
+    judged = "test" if "test" in source.splits else "val"
+    split = source.splits[judged]
+    evidence = {
+        "schema": SCHEMA,
+        "options": {
+            "operating_point": asdict(config.operating_point), "prevalence": config.prevalence, "level": config.level,
+            "coverage": config.coverage, "resamples": config.resamples, "seed": config.seed,
+        },
+        "judged": judged,
+        "judged_on": told_split(source, judged),
+        "notes": source.notes,
+        "operating_point": locked.told,
+        "splits": {name: one_split(part, locked, draws[name], config) for name, part in source.splits.items()},
+        "drift": drift(source, locked, draws, config.level),
+        "subgroups": [asdict(row) for row in subgroups(split, locked.threshold)],
+        "abstention": abstention(source, judged, locked, config.coverage),
+        "mistakes": mistakes(split, locked),
+        "audit": audit_records(source.manifest) if source.manifest else None,
+        "patient_key": source.data.patient_key if source.config else None,
+        "left_out": len(source.run.get("skipped", [])),
+        "planned": {name: sum(r.split == name for r in source.manifest) for name in source.splits},
+        "shortcuts": None,
+    }  # fmt: skip
+    return rounded(evidence)
+
+
+def told_split(source: Source, judged: str) -> str:
+    """What the judged films are, in the words that a figure of them must carry."""
+    label = source.splits[judged].films.label
+    counts = (int((label == 0).sum()), int((label == 1).sum()))
+    if judged == "test" and "Kermany" in source.credit:
+        if counts == (117, 195):
+            return "development half of the official test set, n = 312"
+        if counts == (234, 390):
+            return "official test set, n = 624"
+    return f"{'test' if judged == 'test' else 'validation'} films, n = {label.size:,}"
+
+
+def lock(source: Source, rule: OperatingPointConfig) -> Locked:
+    """Threshold and temperature from validation; where it can't decide, 0.5 or the films' own, and why."""
+    told: dict[str, Any] = {"rule": rule.rule, "minimum": rule.minimum, "cost_ratio": rule.cost_ratio}
+    val = source.splits.get("val")
+    if val is None:
+        threshold = 0.5 if source.threshold is None else source.threshold
+        why = "0.5" if source.threshold is None else "the threshold that the films were predicted with"
+        told |= {"rule": None, "chosen_on": None, "reason": f"no validation films here: {why} is used"}
+    elif not 0 < val.films.label.sum() < val.films.label.size:
+        threshold = 0.5
+        told |= {"rule": None, "chosen_on": None, "reason": "validation has one class only: 0.5 is used"}
+    else:
+        point = choose_threshold(
+            val.films.label, val.films.probability, rule.rule, rule.minimum, rule.cost_ratio,  # type: ignore[arg-type]
+        )  # fmt: skip
+        threshold = point.threshold
+        told |= {"chosen_on": "val", "n": point.n, "reason": ""}
+    temperature = None if val is None else fit_temperature(val.films.label, val.logit)
+    if val is not None and temperature is None:
+        told["temperature_reason"] = "no finite temperature is best on validation: probabilities stay as they are"
+    told |= {
+        "threshold": threshold,
+        "temperature": temperature or 1.0,
+        "temperature_fitted": temperature is not None,
+        "threshold_calibrated": float(expit(logit(threshold) / (temperature or 1.0))),
+    }
+    return Locked(threshold, temperature or 1.0, told)
+
+
+def one_split(split: Split, locked: Locked, draws: Draws, config: EvaluateConfig) -> dict[str, Any]:
+    """Counts, every metric with its interval, DeLong beside AUROC, calibration before and after, curves with bands."""
+    films = split.films
+    calibrated = apply_temperature(split.logit, locked.temperature)
+    ranked = delong(films.label, films.probability, config.level)
+    bands = curve_bands(films.label, films.probability, films.patient, config.resamples, config.seed, config.level)
+    after = bootstrap_draws(
+        films.label, calibrated, films.patient, 0.5, config.resamples, config.seed, metrics=CALIBRATION
+    ).intervals(config.level)
+    point = point_metrics(films.label, calibrated, 0.5)
+    return {
+        "n": films.label.size,
+        "positives": int(films.label.sum()),
+        "patients": int(np.unique(films.patient).size),
+        "resamples_left_out": draws.left_out,
+        "counts": confusion(films.label, films.probability, locked.threshold),
+        "metrics": estimates(split, locked.threshold, draws, config.level),
+        "delong": {"value": ranked.auroc, "interval": ranked.interval},
+        "at_prevalence": prevalent(split, locked.threshold, draws, config),
+        "calibrated": {name: {"value": point[name], "interval": after[name]} for name in CALIBRATION},
+        "reliability": {
+            "before": [b._asdict() for b in reliability_bins(films.label, films.probability)],
+            "after": [b._asdict() for b in reliability_bins(films.label, calibrated)],
+        },
+        "histogram": {
+            name: np.histogram(films.probability[films.label == k], 20, (0, 1))[0].tolist()
+            for k, name in enumerate(("NORMAL", "PNEUMONIA"))
+        },
+        "curves": None if bands is None else {name: asdict(b) for name, b in zip(("roc", "pr"), bands, strict=True)},
+    }
+
+
+def estimates(split: Split, threshold: float, draws: Draws, level: float) -> dict[str, dict[str, Any]]:
+    """{metric: value, interval, method}: Wilson for proportions (the clustered interval beside), else clustered."""
+    films = split.films
+    values = point_metrics(films.label, films.probability, threshold)
+    c = confusion(films.label, films.probability, threshold)
+    of = {
+        "accuracy": (c["tp"] + c["tn"], films.label.size), "sensitivity": (c["tp"], c["tp"] + c["fn"]),
+        "specificity": (c["tn"], c["tn"] + c["fp"]), "ppv": (c["tp"], c["tp"] + c["fp"]),
+        "npv": (c["tn"], c["tn"] + c["fn"]),
+    }  # fmt: skip
+    clustered = draws.intervals(level)
+    return {
+        name: {
+            "value": values[name],
+            "interval": wilson(*of[name], level) if name in of else clustered[name],
+            "method": "Wilson" if name in of else "bootstrap over patients",
+            "clustered": clustered[name],
+            "of": of[name][1] if name in of else films.label.size,
+        }
+        for name in METRICS
+    }
+
+
+def prevalent(split: Split, threshold: float, draws: Draws, config: EvaluateConfig) -> dict[str, Any] | None:
+    """PPV and NPV where a share `prevalence` is ill, with intervals over the same resamples."""
+    if config.prevalence is None:
+        return None
+    films = split.films
+    point = point_metrics(films.label, films.probability, threshold)
+    values = at_prevalence(point["sensitivity"], point["specificity"], config.prevalence)
+    pairs = zip(draws.values["sensitivity"], draws.values["specificity"], strict=True)
+    drawn = np.array([at_prevalence(a, b, config.prevalence) for a, b in pairs], np.float64).reshape(-1, 2)
+    return {
+        "prevalence": config.prevalence,
+        **{
+            name: {"value": values[k], "interval": percentile_interval(drawn[:, k], config.level)}
+            for k, name in enumerate(("ppv", "npv"))
+        },
+    }
+
+
+def drift(source: Source, locked: Locked, draws: Mapping[str, Draws], level: float) -> dict[str, Any] | None:
+    """Validation against test; None where one of them is not there."""
+    if not {"val", "test"} <= set(source.splits):
+        return None
+    val, test = source.splits["val"].films, source.splits["test"].films
+    gap = oracle_gap(test, locked.threshold)
+    rows = metric_drift(val, test, locked.threshold, draws["val"], draws["test"], level)
+    return {
+        "metrics": [asdict(row) for row in rows],
+        "scores": [asdict(row) for row in score_drift(val, test)],
+        "oracle": None if gap is None else asdict(gap),
+    }
+
+
+def subgroups(split: Split, threshold: float) -> list[Any]:
+    films = split.films
+    return subgroup_table(
+        films.label, films.probability, films.patient, threshold, split.subtype, split.width, split.height, split.mode
+    )
+
+
+def abstention(source: Source, judged: str, locked: Locked, share: float) -> dict[str, Any]:
+    """Prediction sets fitted on validation and measured on test; risk against coverage on the judged split."""
+    films = source.splits[judged].films
+    curve = risk_coverage(films.label, films.probability, locked.threshold)
+    at = [math.ceil(k * films.label.size / 20) - 1 for k in range(1, 21)]
+    found: dict[str, Any] = {
+        "aurc": curve.aurc,
+        "coverage": curve.coverage[at].tolist(),
+        "risk": curve.risk[at].tolist(),
+        "sets": None,
+    }
+    val = source.splits.get("val")
+    if val is None or judged == "val":
+        return found | {"reason": "sets need validation and test films"}
+    sets = fit_conformal(val.films.label, val.films.probability, 1 - share)
+    measured = coverage(sets, films.label, films.probability)
+    limit = [None if math.isinf(value) else value for value in sets.limit]
+    return found | {"sets": {"promised": share, "limit": limit, **asdict(measured)}}
+
+
+def mistakes(split: Split, locked: Locked) -> list[dict[str, Any]]:
+    """The films called wrongly with the most conviction, at most MISTAKES, half of each kind where there are."""
+    films = split.films
+    called = films.probability >= locked.threshold
+    calibrated = apply_temperature(split.logit, locked.temperature)
+    kinds = []
+    for label in (0, 1):
+        wrong = np.flatnonzero((films.label == label) & (called != label))
+        order = np.argsort(films.probability[wrong] * (1 if label else -1), kind="stable")
+        kinds.append(wrong[order].tolist())
+    half = MISTAKES // 2
+    first, second = (kind[: max(half, MISTAKES - len(other))] for kind, other in (kinds, kinds[::-1]))
+    return [
+        {
+            "path": str(films.path[k]),
+            "label": int(films.label[k]),
+            "subtype": str(split.subtype[k]),
+            "probability": float(films.probability[k]),
+            "calibrated": float(calibrated[k]),
+        }
+        for k in [*first, *second]
+    ]
+
+
+def rounded(value: Any) -> Any:
+    """Plain values with ten significant digits, so that equal runs write equal bytes; not finite becomes None."""
+    if isinstance(value, Mapping):
+        return {str(name): rounded(item) for name, item in value.items()}
+    if isinstance(value, np.ndarray | list | tuple):
+        return [rounded(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return float(f"{value:.10g}") if math.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def write_pages(source: Source, evidence: dict[str, Any]) -> None:
+    """All four files, or none of them: each under a temporary name, renamed when all are whole."""
+    page = page_of(source, evidence)
+    texts = {
+        "report.html": report_html(evidence, page),
+        "report.md": report_markdown(evidence, page),
+        "model_card.md": model_card(evidence, page),
+    }
+    try:
+        write_all(source.folder, texts)
+        write_json(source.folder / "evidence.json", evidence)
+    except OSError as error:
+        raise UserError(f"The report can't be written to {source.folder} ({error}).") from error
+
+
+def write_all(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write every text of {name: text} under a temporary name, then rename them all."""
+    temporary = {name: folder / f".{name}.{os.getpid()}" for name in texts}
+    try:
+        for name, text in texts.items():
+            temporary[name].write_text(text, encoding="utf-8")
+        for name, file in temporary.items():
+            os.replace(file, folder / name)
+    finally:
+        for file in temporary.values():
+            file.unlink(missing_ok=True)
+
+
+def describe(evidence: Mapping[str, Any]) -> None:
+    """A short table and the verdict."""
+    point = evidence["operating_point"]
+    where = f"chosen on {point['chosen_on']} by {point['rule']}" if point["chosen_on"] else point["reason"]
+    log.info("threshold %.4f (%s), temperature %.3f", point["threshold"], where, point["temperature"])
+    shown = ("accuracy", "balanced_accuracy", "auroc", "average_precision", "sensitivity", "specificity", "ece")
+    splits = evidence["splits"]
+    titles = [f"{name}, n = {part['n']:,}" for name, part in splits.items()]
+    log.info("%-20s%s", "", "".join(f"{text:>28}" for text in titles))
+    for name in shown:
+        cells = [cell(part["metrics"][name]) for part in splits.values()]
+        log.info("%-20s%s", name, "".join(f"{text:>28}" for text in cells))
+    for note in evidence["notes"]:
+        log.warning("%s", note)
+    found = evidence["verdict"]
+    log.info("%s", found["headline"])
+    for finding in found["findings"]:
+        log.info("  %s: %s", finding["level"], finding["text"])
+
+
+def cell(estimate: Mapping[str, Any]) -> str:
+    if estimate["value"] is None:
+        return "undefined"
+    low_high: Interval | None = estimate["interval"]
+    return f"{estimate['value']:.4f}" + (f" [{low_high[0]:.4f}, {low_high[1]:.4f}]" if low_high else "")

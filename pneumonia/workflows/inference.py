@@ -1,0 +1,152 @@
+"""Call any films with a trained model: its own preprocessing, temperature and locked threshold.
+
+Writes    predictions.csv: the columns of a run's, then `threshold` and `call`. The logit is the model's own; the
+          probability is after temperature scaling, and the threshold is the locked one on that scale.
+Memory    films are decoded and called a batch at a time.
+"""
+
+import csv
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pneumonia.data.decode import BadFilm, read_film
+from pneumonia.settings import PredictConfig, UserError, usable_cores
+from pneumonia.training.checkpoint import load_classifier
+from pneumonia.workflows.predictions import COLUMNS, sigmoid
+from pneumonia.workflows.shortcuts import logits
+from pneumonia.workflows.sources import class_name, data_settings, read_config, read_json
+from pneumonia.workflows.targets import Film, films_to_predict
+
+log = logging.getLogger(__name__)
+
+FILM_COLUMNS = (*COLUMNS, "threshold", "call")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How films become calls: side and resize rule, temperature, threshold on the scaled probability; notes."""
+
+    image_size: int
+    resize: str
+    temperature: float
+    threshold: float
+    notes: list[str]
+
+
+def predict_films(config: PredictConfig) -> list[dict[str, Any]]:
+    """Predict, print a line a film, write the table; its rows."""
+    films = films_to_predict(config)
+    checkpoint = checkpoint_of(config)
+    classifier = load_classifier(checkpoint)
+    recipe = recipe_of(checkpoint, dict(classifier.hparams["model"]))
+    for note in recipe.notes:
+        log.warning("%s", note)
+    classifier.to("cuda" if torch.cuda.is_available() else "cpu")
+    rows, bad = [], []
+    for film, result in read(films, recipe, config.batch_size):
+        if isinstance(result, str):
+            bad.append((film, result))
+            continue
+        rows += called(
+            [film for film, _ in result], logits(classifier, np.stack([pixels for _, pixels in result])), recipe
+        )
+    for film, reason in bad:
+        log.warning("left out %s: %s", film.path, reason)
+    if not rows:
+        raise UserError(f"images={config.images}: none of {len(bad)} films can be read.")
+    for row in rows:
+        log.info("%s  %.4f  %s", row["path"], row["probability"], row["call"])
+    write_rows(Path(config.output).expanduser(), rows)
+    ill = sum(row["call"] == class_name(1) for row in rows)
+    log.info(
+        "%d films, %d called PNEUMONIA at a probability of at least %.4f; not for clinical use", len(rows), ill,
+        recipe.threshold,
+    )  # fmt: skip
+    log.info("%s", config.output)
+    return rows
+
+
+def checkpoint_of(config: PredictConfig) -> Path:
+    if config.run:
+        return Path(config.run).expanduser() / "checkpoints" / "best.ckpt"
+    return Path(config.checkpoint or "").expanduser()
+
+
+def recipe_of(checkpoint: Path, model: dict[str, Any]) -> Recipe:
+    """The recipe of the run that the checkpoint lies in; what it does not tell is at its default, with a note."""
+    folder = checkpoint.resolve().parent.parent
+    settings, point = read_config(folder), read_json(folder / "evidence.json").get("operating_point", {})
+    data, notes = data_settings(settings), []
+    size = model.get("image_size") or data.image_size
+    if not settings:
+        notes.append(f"No settings lie beside the checkpoint: films are squashed to {size} x {size} pixels.")
+    if not point:
+        notes.append(
+            "No evidence.json lies beside the checkpoint: temperature 1, threshold 0.5 (evaluate run= writes it)."
+        )
+    return Recipe(
+        int(data.image_size if settings else size), data.resize, float(point.get("temperature", 1.0)),
+        float(f"{point.get('threshold_calibrated', 0.5):.6g}"), notes,
+    )  # fmt: skip
+
+
+Decoded = list[tuple[Film, np.ndarray]]
+
+
+def read(films: Sequence[Film], recipe: Recipe, batch: int) -> Iterator[tuple[Film, str | Decoded]]:
+    """Batches of decoded films (first of them, all of them); a film that can't be read comes alone with its reason."""
+
+    def one(film: Film) -> np.ndarray | str:
+        try:
+            return read_film(film.file, recipe.image_size, recipe.resize)
+        except BadFilm as error:
+            return str(error).removeprefix(f"{film.file}: ")
+
+    with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
+        for start in range(0, len(films), batch):
+            part = films[start : start + batch]
+            results = list(zip(part, pool.map(one, part), strict=True))
+            yield from ((film, result) for film, result in results if isinstance(result, str))
+            if good := [(film, result) for film, result in results if not isinstance(result, str)]:
+                yield good[0][0], good
+
+
+def called(films: Sequence[Film], values: np.ndarray, recipe: Recipe) -> list[dict[str, Any]]:
+    """Rows of the table; six significant digits, and the call follows from the numbers as written."""
+    rows = []
+    for film, logit in zip(films, values.tolist(), strict=True):
+        known = {name: asdict(film)[name] for name in COLUMNS[:5]}
+        label = "" if film.label is None else film.label
+        probability = float(f"{sigmoid(logit / recipe.temperature):.6g}")
+        call = class_name(int(probability >= recipe.threshold))
+        assert math.isfinite(probability), film.path
+        rows.append(
+            known
+            | {"label": label, "logit": float(f"{logit:.6g}"), "probability": probability}
+            | {"threshold": recipe.threshold, "call": call}
+        )
+    return rows
+
+
+def write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write through a temporary name."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, FILM_COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, file)
+    except OSError as error:
+        raise UserError(f"output={file} can't be written ({error}).") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,68 @@
+"""What a report shows beside its figures: which run, from what settings, by which command, on whose films."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from pneumonia.data.decode import BadFilm, read_film
+from pneumonia.report.evidence_figures import inline_film
+from pneumonia.workflows.sources import Source, class_name
+
+log = logging.getLogger(__name__)
+
+SIDE = 224  # pixels of a film in the report
+FACTS = (
+    "status",
+    "started",
+    "seconds",
+    "pneumonia",
+    "git_commit",
+    "parameters",
+    "trainable_parameters",
+    "precision",
+    "seed",
+)
+
+
+def page_of(source: Source, evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values for the pages; whatever an older version did not write is left out."""
+    run = source.run
+    command = str(run.get("command", ""))
+    if command.startswith("train.py"):
+        command = command.replace("train.py", "python -m pneumonia.train", 1)
+    return {
+        "name": source.folder.resolve().name,
+        "command": command,
+        "facts": {name: run[name] for name in FACTS if run.get(name) is not None},
+        "parameters": run.get("parameters"),
+        "versions": run.get("versions", {}),
+        "machine": run.get("machine", {}),
+        "objective": run.get("objective"),
+        "skipped": run.get("skipped", []),
+        "config": yaml.safe_dump(source.config, sort_keys=False, allow_unicode=True) if source.config else "",
+        "model": str(source.config.get("model", {}).get("_target_", "")).rpartition(".")[2],
+        "data": source.config.get("data", {}),
+        "history": source.history,
+        "credit": source.credit,
+        "kermany": "Kermany" in source.credit,
+        "mistakes": [mistake | {"picture": picture_of(source, mistake["path"])} for mistake in named(evidence)],
+    }
+
+
+def named(evidence: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        mistake | {"truth": class_name(mistake["label"]), "call": class_name(1 - mistake["label"])}
+        for mistake in evidence["mistakes"]
+    ]
+
+
+def picture_of(source: Source, path: str) -> str:
+    """The film as the model saw it, as a data URI; empty where its file is no longer there."""
+    if source.root is None:
+        return ""
+    try:
+        return inline_film(read_film(source.root / path, SIDE, source.data.resize))
+    except BadFilm:
+        return ""

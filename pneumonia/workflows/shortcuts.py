@@ -1,0 +1,64 @@
+"""Whether the class is told by something else than the lungs: the file's metadata, or films with the lungs hidden.
+
+This loads the model, and with it torch; nothing else of the evidence does.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from pneumonia.data.decode import BadFilm, read_film
+from pneumonia.evaluation.checks import Floats
+from pneumonia.evaluation.shortcuts import Images, metadata_auroc, metadata_features, shortcut_table
+from pneumonia.settings import UserError, usable_cores
+from pneumonia.training.checkpoint import load_classifier
+from pneumonia.training.classifier import Classifier
+from pneumonia.workflows.sources import Source
+
+BATCH = 32
+
+
+def shortcuts_of(source: Source, judged: str, seed: int) -> list[dict[str, Any]]:
+    """AUROC of metadata alone (over all films of the manifest), and of the model on changed films of `judged`."""
+    records = source.manifest
+    if not records:
+        raise UserError(f"shortcuts=true needs the sizes of the films: there is no {source.folder / 'manifest.csv'}.")
+    columns = [[getattr(record, name) for record in records] for name in ("width", "height", "bytes", "mode")]
+    label, patient = [record.label for record in records], [record.patient for record in records]
+    known = all(record.width and record.height for record in records)
+    rows = [metadata_auroc(metadata_features(*columns), label, patient, seed)] if known else []
+    classifier = load_classifier(source.folder / "checkpoints" / "best.ckpt")
+    films = source.splits[judged].films
+    images = read_all(source, films.path.tolist())
+    rows += shortcut_table(lambda batch: probabilities(classifier, batch), images, films.label, films.patient, seed)
+    return [asdict(row) for row in rows]
+
+
+def read_all(source: Source, paths: list[str]) -> Images:
+    """The films as the run saw them, uint8 [N, S, S]. Raises UserError when one is no longer there."""
+    root, data = source.root, source.data
+    if root is None:
+        raise UserError(f"shortcuts=true needs the films: {source.folder / 'run.json'} does not say where they are.")
+    try:
+        with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
+            return np.stack(list(pool.map(lambda path: read_film(root / path, data.image_size, data.resize), paths)))
+    except BadFilm as error:
+        raise UserError(f"shortcuts=true needs the films that the run was judged on: {error}.") from error
+
+
+def probabilities(classifier: Classifier, images: Images) -> Floats:
+    """uint8 [N, S, S] -> probability of pneumonia [N]."""
+    return 1 / (1 + np.exp(-logits(classifier, images)))
+
+
+@torch.inference_mode()
+def logits(classifier: Classifier, images: Images) -> Floats:
+    """uint8 [N, S, S] -> logit [N], in batches, where the classifier is."""
+    parts = []
+    for start in range(0, len(images), BATCH):
+        batch = torch.from_numpy(images[start : start + BATCH])[:, None].to(classifier.device)
+        parts.append(classifier(batch).float().cpu().numpy().astype(np.float64))
+    return np.concatenate(parts)

@@ -1,0 +1,175 @@
+"""`python -m pneumonia.compare` as a user types it: ranked on validation, tested on the same films."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_runs import COLUMNS, make_run, records_of, rows_of, write_table
+from sklearn.metrics import roc_auc_score
+
+Command = Callable[..., None]
+QUICK = "resamples=200"
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """Three runs over the same films; number 2 sees best."""
+    for seed in (0, 1):
+        make_run(tmp_path / "sweep" / str(seed), rows_of(seed), seed=seed)
+    better = [row | {"logit": row["logit"] + 1.5 * (2 * row["label"] - 1)} for row in rows_of(2)]
+    better = [row | {"probability": 1 / (1 + np.exp(-row["logit"]))} for row in better]
+    make_run(tmp_path / "sweep" / "2", better, seed=2)
+    return tmp_path / "sweep"
+
+
+def board_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "comparison.json").read_text())
+
+
+def test_runs_are_ranked_on_validation_with_an_ensemble_row(
+    command: Command, sweep: Path, tmp_path: Path, capsys: Any
+) -> None:
+    command("compare", f"runs={sweep}", QUICK)
+    board = board_of(sweep / "comparison")
+    assert [row["rank"] for row in board["rows"]] == [1, 2, 3, 4]
+    values = [row["val"]["auroc"] for row in board["rows"]]
+    assert values == sorted(values, reverse=True)
+    [voted] = [row for row in board["rows"] if row["ensemble"]]
+    parts = [
+        [r for r in csv.DictReader((sweep / str(k) / "predictions.csv").open()) if r["split"] == "test"]
+        for k in range(3)
+    ]
+    mean = np.mean([[float(r["probability"]) for r in part] for part in parts], axis=0)
+    assert voted["test"]["auroc"] == pytest.approx(roc_auc_score([int(r["label"]) for r in parts[0]], mean), abs=1e-6)
+    worst = board["rows"][-1]["against"]
+    assert worst["delong_holm"] < 0.05 and worst["auroc_difference"] < 0 and worst["bootstrap_holm"] < 0.05
+    [val] = [row for row in board["spread"] if row["n"] == 3 and row["split"] == "val"]
+    assert val["low"] < val["mean"] < val["high"]
+    told = capsys.readouterr().out
+    assert "best" in told and "comparison.html" in told
+
+
+def test_the_page_sorts_by_itself_and_the_table_is_a_csv(command: Command, sweep: Path) -> None:
+    command("compare", f"runs={sweep}", QUICK, "ensemble=0", "output=here")
+    text = Path("here/comparison.html").read_text()
+    assert "aria-sort" in text and "http" not in text.replace("http-equiv", "") and "data:image/png" in text
+    rows = list(csv.DictReader(Path("here/leaderboard.csv").read_text().splitlines()))
+    assert len(rows) == 3 and {row["name"] for row in rows} == {"0", "1", "2"}
+    assert rows[0]["delong_p"] == "" and 0 <= float(rows[1]["delong_holm"]) <= 1
+
+
+def test_a_run_named_like_a_script_stays_text(command: Command, tmp_path: Path) -> None:
+    evil = tmp_path / "<img src=x onerror=alert(1)>"
+    make_run(evil, rows_of(1))
+    make_run(tmp_path / "b", rows_of(2))
+    from pneumonia.settings import CompareConfig
+    from pneumonia.workflows.comparison import compare
+
+    compare(CompareConfig(runs=[str(evil), str(tmp_path / "b")], resamples=200, output=str(tmp_path / "out")))
+    assert "<img src=x" not in (tmp_path / "out" / "comparison.html").read_text()
+
+
+def test_runs_that_left_test_alone_are_tested_on_validation_and_it_is_said(
+    command: Command, tmp_path: Path, capsys: Any
+) -> None:
+    for seed in (0, 1):
+        make_run(tmp_path / "sweep" / str(seed), [row for row in rows_of(seed) if row["split"] == "val"])
+    command("compare", "runs=sweep", QUICK)
+    assert "tested on the films that rank them" in capsys.readouterr().out
+    assert "which flatters the first" in (tmp_path / "sweep" / "comparison" / "comparison.html").read_text()
+
+
+def test_a_crashed_job_of_a_sweep_is_left_out_aloud(command: Command, sweep: Path, capsys: Any) -> None:
+    (sweep / "1" / "predictions.csv").unlink()
+    command("compare", f"runs={sweep}", QUICK)
+    assert "left out 1: no predictions.csv" in capsys.readouterr().out
+    assert {row["name"] for row in board_of(sweep / "comparison")["rows"]} == {"0", "2", "soft vote of 2"}
+
+
+def test_seeds_that_divide_the_same_films_anew_are_compared_with_a_warning(
+    command: Command, tmp_path: Path, capsys: Any
+) -> None:
+    rows = rows_of()
+    make_run(tmp_path / "sweep" / "0", rows)
+    records = records_of(rows)
+    for record in records[40:70]:  # after forty training films: the first thirty that validate
+        record["split"] = "train"
+    make_run(tmp_path / "sweep" / "1", rows[30:], records, seed=1)
+    command("compare", "runs=sweep", QUICK)
+    assert "validate on different films" in capsys.readouterr().out
+    board = board_of(tmp_path / "sweep" / "comparison")
+    assert board["validation_parts"] == 2 and {row["settings"] for row in board["rows"]} == {"seed=0", "seed=1", ""}
+
+
+def test_folds_share_test_and_not_validation(command: Command, tmp_path: Path) -> None:
+    for fold in (0, 1):
+        rows = rows_of(fold)
+        records = records_of(rows)
+        validates = [row["split"] == "test" or k % 2 == fold for k, row in enumerate(rows)]
+        for record, kept in zip(records[40:], validates, strict=True):
+            record["split"] = record["split"] if kept else "train"
+        rows = [row for row, kept in zip(rows, validates, strict=True) if kept]
+        run = make_run(tmp_path / "sweep" / str(fold), rows, records)
+        config = (run / ".hydra" / "config.yaml").read_text().replace("fold: null", f"fold: {fold}")
+        (run / ".hydra" / "config.yaml").write_text(config)
+    command("compare", "runs=sweep", QUICK)
+    board = board_of(tmp_path / "sweep" / "comparison")
+    [voted] = [row for row in board["rows"] if row["ensemble"]]
+    assert voted["val"] is None and voted["rank"] == 3  # each film was trained on by one of them
+    assert {row["n"] for row in board["spread"] if row["group"] != voted["group"]} == {2}
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("films", "1 (test) and 0 (test) are not over the same films: 1 only in 0 (test)"),
+        ("val", "1 (val) and 0 (val) are not over the same films: 1 only in 0 (val)"),
+        ("label", "another label"),
+        ("one class", "1: All"),
+        ("half", "left the test films alone"),
+        ("none", "no validation films"),
+        ("empty", "no finished run in it"),
+        ("missing", "no such folder"),
+        ("twice", "listed twice"),
+        ("metric", "did you mean accuracy?"),
+        ("nothing", "runs is not set"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_named(
+    command: Command, tmp_path: Path, capsys: Any, how: str, message: str
+) -> None:
+    make_run(tmp_path / "sweep" / "0", rows_of(0))
+    rows = rows_of(1)
+    typed = ["runs=sweep"]
+    if how == "films":
+        rows = rows[:-1]
+    elif how == "val":
+        rows = rows[1:]
+    elif how == "label":
+        rows[-1]["label"] = 1 - rows[-1]["label"]
+    elif how == "one class":
+        rows = [row for row in rows if row["label"] or row["split"] == "test"]
+    elif how == "half":
+        rows = [row for row in rows if row["split"] == "val"]
+    elif how == "none":
+        rows = [row for row in rows if row["split"] == "test"]
+    run = make_run(tmp_path / "sweep" / "1", rows)
+    write_table(run / "predictions.csv", rows, COLUMNS)
+    if how == "empty":
+        for k in (0, 1):
+            (tmp_path / "sweep" / str(k) / "predictions.csv").unlink()
+    typed = {
+        "missing": ["runs=nowhere"], "twice": ["runs=[sweep/0,sweep/0]"], "metric": ["runs=sweep", "metric=acuracy"],
+        "nothing": [],
+    }.get(how, typed)  # fmt: skip
+    before = sorted(tmp_path.rglob("*"))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ending:
+        command("compare", *typed)
+    told = capsys.readouterr()
+    assert ending.value.code == 2 and message in told.err and "Traceback" not in told.out + told.err, told
+    assert sorted(tmp_path.rglob("*")) == before

@@ -1,0 +1,372 @@
+"""`python -m pneumonia.evaluate` as a user types it: what it writes, what it says, and what it refuses."""
+
+import base64
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_runs import COLUMNS, FIELDS, make_run, records_of, rows_of, write_table
+from scipy.stats import binomtest
+from sklearn.metrics import accuracy_score, average_precision_score, brier_score_loss, matthews_corrcoef, roc_auc_score
+
+Command = Callable[..., None]
+QUICK = "resamples=200"
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def evidence_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "evidence.json").read_text())
+
+
+def weigh_quickly(run: Path, **options: Any) -> dict[str, Any]:
+    """The evidence without its pages."""
+    from pneumonia.report.verdict import verdict
+    from pneumonia.settings import EvaluateConfig
+    from pneumonia.workflows.evidence import weigh
+    from pneumonia.workflows.sources import read_run
+
+    evidence = weigh(read_run(run), EvaluateConfig(run=str(run), resamples=200, **options))
+    return evidence | {"verdict": verdict(evidence)}
+
+
+@pytest.fixture(scope="module")
+def weighed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with its evidence, at the default settings."""
+    from pneumonia.settings import EvaluateConfig
+    from pneumonia.workflows.evidence import evaluate
+
+    folder = make_run(tmp_path_factory.mktemp("evidence") / "run", rows_of(shift=1.0))
+    evaluate(EvaluateConfig(run=str(folder)))
+    return folder
+
+
+class Tags(HTMLParser):
+    """Every tag with its attributes, and the text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_it_writes_four_files_and_nothing_half_written(weighed: Path) -> None:
+    left = {file.name for file in weighed.iterdir() if file.is_file()}
+    made = {"evidence.json", "report.html", "report.md", "model_card.md"}
+    assert left == made | {"predictions.csv", "manifest.csv", "metrics.csv", "run.json"}
+    assert (weighed / "report.html").stat().st_size < 5_000_000
+
+
+def test_every_figure_is_that_of_the_libraries(weighed: Path) -> None:
+    evidence = evidence_of(weighed)
+    threshold = evidence["operating_point"]["threshold"]
+    for split in ("val", "test"):
+        rows = [row for row in rows_of(shift=1.0) if row["split"] == split]
+        y, p = np.array([r["label"] for r in rows]), np.array([r["probability"] for r in rows])
+        called = p >= threshold
+        found = evidence["splits"][split]["metrics"]
+        for name, value in {
+            "accuracy": accuracy_score(y, called), "auroc": roc_auc_score(y, p), "mcc": matthews_corrcoef(y, called),
+            "average_precision": average_precision_score(y, p), "brier": brier_score_loss(y, p),
+            "sensitivity": called[y == 1].mean(), "specificity": (~called)[y == 0].mean(),
+        }.items():  # fmt: skip
+            assert found[name]["value"] == pytest.approx(value, abs=1e-6), (split, name)
+        wilson = binomtest(int((called == y).sum()), len(y)).proportion_ci(method="wilson")
+        assert found["accuracy"]["interval"] == pytest.approx([wilson.low, wilson.high], abs=1e-9)
+        for name, estimate in found.items():
+            low, high = estimate["interval"]
+            assert low <= estimate["value"] <= high or name == "ece", name  # a resampled ECE is biased upwards
+
+
+def test_the_threshold_comes_from_validation_and_test_has_no_say(
+    weighed: Path, command: Command, tmp_path: Path
+) -> None:
+    other = make_run(
+        tmp_path / "other", [r | {"label": 1 - r["label"]} if r["split"] == "test" else r for r in rows_of()]
+    )
+    command("evaluate", f"run={other}", QUICK)
+    point, first = evidence_of(other)["operating_point"], evidence_of(weighed)["operating_point"]
+    assert point["threshold"] == first["threshold"] and point["chosen_on"] == "val"
+    assert point["temperature"] == first["temperature"]
+    oracle = evidence_of(weighed)["drift"]["oracle"]
+    assert oracle["locked_threshold"] == first["threshold"] and oracle["gap"] >= 0
+
+
+def test_equal_runs_give_equal_bytes_wherever_they_lie(weighed: Path, command: Command, tmp_path: Path) -> None:
+    make_run(tmp_path / "elsewhere", rows_of(shift=1.0))
+    command("evaluate", "run=elsewhere")
+    assert (tmp_path / "elsewhere" / "evidence.json").read_bytes() == (weighed / "evidence.json").read_bytes()
+
+
+def test_the_page_asks_for_nothing_outside_itself(weighed: Path) -> None:
+    text = (weighed / "report.html").read_text()
+    page = Tags(text)
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "iframe", "object", "embed", "base"), tag
+        for name in ("src", "href", "srcset", "action", "data"):
+            assert (attributes.get(name) or "data:").startswith("data:"), (tag, attributes)
+    assert "url(" not in text and "@import" not in text
+    assert "default-src 'none'" in text
+    pictures = [a["src"] for tag, a in page.tags if tag == "img"]
+    assert len(pictures) >= 6
+    for picture in pictures:
+        assert base64.b64decode(str(picture).partition(",")[2])[:4] in (b"\x89PNG", b"\xff\xd8\xff\xe0")
+    assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
+
+
+def test_the_page_says_what_a_reader_must_know(weighed: Path) -> None:
+    text = Tags((weighed / "report.html").read_text()).text
+    for words in (
+        "Not for clinical use", "locked on validation", "60.9 %", "contradicts the 86 %", "as the seed reports it",
+        "doi:10.17632/rscbjbr9sj", "python -m pneumonia.train data=synthetic", "resamples of patients",
+    ):  # fmt: skip
+        assert words in text, words
+    assert "Not for clinical use" in (weighed / "model_card.md").read_text()
+    assert "| AUROC |" in (weighed / "report.md").read_text()
+
+
+def test_a_film_named_like_a_script_stays_text(command: Command, tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>.jpeg"
+    rows = [
+        *rows_of(),
+        rows_of()[-1] | {"path": evil, "label": 0, "logit": 9, "probability": 0.9999, "subtype": "<b>x"},
+    ]
+    run = make_run(tmp_path / "run", rows)
+    (run / "run.json").write_text(json.dumps({"command": "</pre><script>alert(2)</script>", "status": "<i>"}))
+    command("evaluate", f"run={run}", QUICK)
+    page = Tags((run / "report.html").read_text())
+    assert evil in page.text and "alert(2)" in page.text
+    assert not {"script", "b", "i"} & {tag for tag, _ in page.tags if tag != "b"}
+    outside_code = [line for line in (run / "report.md").read_text().splitlines() if not line.startswith("    ")]
+    assert not [line for line in outside_code if "<" in line]
+
+
+def test_no_torch_is_loaded_and_it_is_quick(weighed: Path, tmp_path: Path) -> None:
+    import shutil
+
+    run = shutil.copytree(weighed, tmp_path / "run")
+    probe = (
+        "import sys, time; start = time.monotonic(); import pneumonia.evaluate\n"
+        f"sys.argv[1:] = ['run={run}']\n"
+        "pneumonia.evaluate.main()\n"
+        "assert time.monotonic() - start < 30, time.monotonic() - start\n"
+        "sys.exit(bool({'torch', 'lightning'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_drop_on_test_is_said_in_words(weighed: Path, command: Command, tmp_path: Path, capsys: Any) -> None:
+    run = make_run(tmp_path / "run", rows_of(shift=1.5, val=400, test=400))
+    command("evaluate", f"run={run}", "prevalence=0.1")
+    told = capsys.readouterr().out
+    assert "Specificity falls from" in told and "of 100 normal films are called pneumonia" in told
+    assert "The threshold does not carry over" in told and "report.html" in told
+    found = evidence_of(run)["splits"]["test"]
+    assert found["at_prevalence"]["ppv"]["value"] < found["metrics"]["ppv"]["value"]
+
+
+def test_a_model_without_drift_gets_no_warning(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", rows_of(val=1000, test=1000))
+    assert weigh_quickly(run)["verdict"]["findings"] == []
+
+
+def test_a_planted_leak_stops(tmp_path: Path) -> None:
+    rows = rows_of()
+    records = records_of(rows)
+    records[0] |= {"patient": rows[-1]["patient"]}
+    records[1] |= {"sha256": records[-1]["sha256"]}
+    found = weigh_quickly(make_run(tmp_path / "run", rows, records))["verdict"]
+    assert found["level"] == "stop" and found["headline"].startswith("Do not rely on these figures")
+    told = " ".join(finding["text"] for finding in found["findings"])
+    assert "1 patients stand in more than one split" in told and "exact copy in another split" in told
+
+
+@pytest.mark.parametrize(
+    ("rule", "options", "held"),
+    [
+        ("sensitivity", {"minimum": 0.97}, 0.97),
+        ("specificity", {"minimum": 0.95}, 0.95),
+        ("cost", {"cost_ratio": 5.0}, None),
+        ("youden", {}, None),
+    ],
+)
+def test_the_operating_point_can_be_asked_for(tmp_path: Path, rule: str, options: Any, held: float | None) -> None:
+    from pneumonia.settings import OperatingPointConfig
+
+    run = make_run(tmp_path / "run")
+    evidence = weigh_quickly(run, operating_point=OperatingPointConfig(rule, **options))
+    assert evidence["operating_point"]["rule"] == rule
+    if held:
+        assert evidence["splits"]["val"]["metrics"][rule]["value"] >= held
+
+
+def test_one_class_is_undefined_and_said_so(command: Command, tmp_path: Path, capsys: Any) -> None:
+    run = make_run(tmp_path / "run", [row for row in rows_of() if row["split"] == "val" or row["label"]])
+    command("evaluate", f"run={run}", QUICK)
+    found = evidence_of(run)["splits"]["test"]["metrics"]
+    assert found["auroc"]["value"] is None and found["specificity"]["value"] is None
+    assert found["sensitivity"]["value"] is not None
+    told = capsys.readouterr().out
+    assert "undefined" in told and "one class only" in told
+    assert "undefined" in (run / "report.html").read_text()
+
+
+def test_validation_of_one_class_chooses_no_threshold(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [row for row in rows_of() if row["split"] == "test" or row["label"]])
+    point = weigh_quickly(run)["operating_point"]
+    assert point["threshold"] == 0.5 and point["chosen_on"] is None and "one class only" in point["reason"]
+
+
+def test_a_run_that_left_test_alone_is_judged_on_validation_with_a_warning(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [row for row in rows_of() if row["split"] == "val"])
+    evidence = weigh_quickly(run)
+    assert evidence["judged"] == "val" and evidence["drift"] is None
+    assert any("no test films" in finding["text"] for finding in evidence["verdict"]["findings"])
+
+
+def test_an_older_runs_tables_are_read_with_a_note(command: Command, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    write_table(run / "predictions.csv", rows_of(), ("path", "label", "split", "probability"))
+    write_table(run / "manifest.csv", records_of(rows_of()), ("path", "label", "patient", "split"))
+    (run / "run.json").write_text('{"status": "fin')
+    (run / ".hydra" / "config.yaml").write_text("data: {size: 3}\nbatch: 7\n")
+    command("evaluate", f"run={run}", QUICK)
+    evidence = evidence_of(run)
+    assert any("no column patient" in note for note in evidence["notes"])
+    assert evidence["splits"]["test"]["metrics"]["auroc"]["value"] > 0.8
+
+
+def test_a_bare_predictions_csv_is_enough(command: Command, tmp_path: Path) -> None:
+    write_table(tmp_path / "mine.csv", [r for r in rows_of() if r["split"] == "test"], ("path", "label", "probability"))
+    command("evaluate", "predictions=mine.csv", QUICK)
+    evidence = evidence_of(tmp_path)
+    assert evidence["operating_point"]["reason"].startswith("no validation films here")
+    assert "nothing is known of the films" in (tmp_path / "report.html").read_text()
+
+
+def spoil(run: Path, how: str) -> None:
+    rows = rows_of()
+    if how == "crashed":
+        (run / "predictions.csv").unlink()
+        (run / "run.json").write_text(json.dumps({"status": "failed", "reason": "NonFiniteLoss"}))
+    elif how == "no run":
+        for file in [f for f in run.rglob("*") if f.is_file()]:
+            file.unlink()
+    elif how == "nan":
+        rows[3]["probability"] = "nan"
+    elif how == "text":
+        rows[3]["probability"] = "high"
+    elif how == "outside":
+        rows[3]["probability"] = 1.5
+    elif how == "label":
+        rows[3]["label"] = 2
+    elif how == "other label":
+        rows[3]["label"] = 1 - rows[3]["label"]
+    elif how == "twice":
+        rows.append(rows[3])
+    elif how == "no labels":
+        rows = [row | {"label": ""} for row in rows]
+    elif how == "train":
+        rows = [row | {"split": "train"} for row in rows]
+    elif how == "split":
+        rows[3]["split"] = "holdout"
+    elif how == "empty":
+        rows = []
+    if how not in ("crashed", "no run"):
+        columns = ("path", "label") if how == "column" else COLUMNS
+        write_table(run / "predictions.csv", rows, columns)
+    if how == "binary":
+        (run / "predictions.csv").write_bytes(b"\xff\xfe\x00")
+    if how == "manifest":
+        write_table(run / "manifest.csv", [r | {"label": "x"} for r in records_of(rows)], FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("crashed", "has no predictions.csv; run.json says failed (NonFiniteLoss): expected a finished run"),
+        ("no run", "it holds no run.json either"),
+        ("nan", "line 5: probability=nan: expected a finite number"),
+        ("text", "line 5: probability=high: expected a finite number"),
+        ("outside", "outside [0, 1]"),
+        ("label", "line 5: label=2: expected 0 or NORMAL, 1 or PNEUMONIA"),
+        ("other label", "another label than in manifest.csv"),
+        ("twice", "stands already in line 5"),
+        ("no labels", "holds no film with a label"),
+        ("train", "training films only"),
+        ("split", "split=holdout: expected train, val, test"),
+        ("empty", "no films in it"),
+        ("column", "no column probability"),
+        ("binary", "can't be read"),
+        ("manifest", "manifest.csv can't be read"),
+    ],
+)
+def test_a_table_that_does_not_fit(command: Command, tmp_path: Path, capsys: Any, how: str, message: str) -> None:
+    run = make_run(tmp_path / "run")
+    spoil(run, how)
+    before = sorted(tmp_path.rglob("*"))
+    assert message in refused(command, capsys, f"run={run}")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ([], "Expected one of run="),
+        (["run=nowhere"], "run=nowhere: no such folder"),
+        (["predictions=nowhere.csv"], "predictions=nowhere.csv: can't be read"),
+        (["run=run", "predictions=x.csv"], "Expected one of run="),
+        (["run=run", "level=95"], "level=95"),
+        (["run=run", "operating_point.rule=accurate"], "did you mean accuracy?"),
+        (["run=run", "operating_point.rule=sensitivity"], "need a minimum"),
+        (["run=run", "operating_point.rule=cost"], "needs one, as operating_point.cost_ratio=5"),
+        (["run=run", "prevalence=2"], "prevalence=2"),
+        (["run=run", "resample=9"], "did you mean resamples?"),
+        (["predictions=x.csv", "shortcuts=true"], "shortcuts=true needs the model"),
+        (
+            ["run=run", "operating_point.rule=sensitivity", "operating_point.minimum=0.95", "shortcuts=true"],
+            "best.ckpt",
+        ),
+    ],
+    ids=lambda value: str(value[-1:]),
+)
+def test_a_setting_that_does_not_fit(
+    command: Command, tmp_path: Path, capsys: Any, typed: list[str], message: str
+) -> None:
+    make_run(tmp_path / "run")
+    before = sorted(tmp_path.rglob("*"))
+    assert message in refused(command, capsys, *typed)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_mistake_in_an_empty_folder_leaves_the_folder(command: Command, tmp_path: Path, capsys: Any) -> None:
+    """A command that leaves no run folder works in the user's own: Hydra's output folder is where it was typed."""
+    (tmp_path / "here").mkdir()
+    run = make_run(tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path / "here")
+        refused(command, capsys, f"run={run}", "shortcuts=true")
+    assert (tmp_path / "here").is_dir()
+
+
+def refused(command: Command, capsys: Any, *typed: str) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ending:
+        command("evaluate", *typed)
+    told = capsys.readouterr()
+    assert ending.value.code == 2
+    assert "Traceback" not in told.out + told.err and told.err.startswith("pneumonia.evaluate: "), told
+    return told.err

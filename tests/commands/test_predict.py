@@ -1,0 +1,137 @@
+"""`python -m pneumonia.predict` as a user types it: the run's own preprocessing, temperature and locked threshold."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.special import expit
+
+Command = Callable[..., None]
+
+
+def table(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_it_repeats_the_runs_logits_and_its_locked_calls(
+    command: Command, run: Path, phantoms: Path, tmp_path: Path, capsys: Any
+) -> None:
+    command("predict", f"run={run}", f"images={phantoms / 'test'}")
+    told = capsys.readouterr().out
+    point = json.loads((run / "evidence.json").read_text())["operating_point"]
+    rows, before = table(tmp_path / "predictions.csv"), {row["path"]: row for row in table(run / "predictions.csv")}
+    assert len(rows) == sum(row["split"] == "test" for row in before.values())
+    for row in rows:
+        first = before[f"test/{row['path']}"]
+        assert float(row["logit"]) == pytest.approx(float(first["logit"]), abs=1e-4)
+        assert float(row["probability"]) == pytest.approx(expit(float(first["logit"]) / point["temperature"]), abs=1e-4)
+        assert (row["call"] == "PNEUMONIA") == (float(first["probability"]) >= point["threshold"])
+        assert (row["label"], row["patient"], row["subtype"]) == (first["label"], first["patient"], first["subtype"])
+        assert f"{row['path']}  {float(row['probability']):.4f}  {row['call']}" in told
+
+
+def test_its_table_can_be_evaluated_at_the_same_threshold(
+    command: Command, run: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    command("predict", f"run={run}", f"images={phantoms / 'test'}")
+    command("evaluate", "predictions=predictions.csv", "resamples=200")
+    again, first = (json.loads((folder / "evidence.json").read_text()) for folder in (tmp_path, run))
+    assert again["splits"]["test"]["counts"] == first["splits"]["test"]["counts"]
+    assert again["operating_point"]["reason"].endswith("the threshold that the films were predicted with is used")
+
+
+def test_a_bare_checkpoint_gives_the_plain_probability_and_says_so(
+    command: Command, run: Path, phantoms: Path, tmp_path: Path, capsys: Any
+) -> None:
+    shutil.copy(run / "checkpoints" / "best.ckpt", tmp_path / "mine.ckpt")
+    film = next((phantoms / "test" / "PNEUMONIA").iterdir())
+    command("predict", "checkpoint=mine.ckpt", f"images={film}")
+    told = capsys.readouterr().out
+    assert "squashed to 32 x 32" in told and "temperature 1, threshold 0.5" in told
+    [row] = table(tmp_path / "predictions.csv")
+    assert row["label"] == "1" and row["path"] == film.name
+    assert float(row["probability"]) == pytest.approx(expit(float(row["logit"])), abs=1e-5)
+
+
+def test_a_list_brings_its_labels_and_patients(command: Command, run: Path, phantoms: Path, tmp_path: Path) -> None:
+    for number, file in enumerate(sorted((phantoms / "test" / "NORMAL").iterdir())[:3]):
+        shutil.copy(file, tmp_path / f"scan{number}.png")
+    (tmp_path / "list.csv").write_text("path,label,patient\nscan0.png,NORMAL,a\nscan1.png,,b\nscan2.png,1,\n")
+    command("predict", f"checkpoint={run / 'checkpoints/best.ckpt'}", "images=list.csv", "output=out.csv")
+    rows = table(tmp_path / "out.csv")
+    assert [(row["label"], row["patient"]) for row in rows] == [("0", "a"), ("", "b"), ("1", "scan2.png")]
+    command("evaluate", "predictions=out.csv", "resamples=200")
+    assert "1 films without a label were left out" in json.loads((tmp_path / "evidence.json").read_text())["notes"]
+
+
+def test_a_film_that_cannot_be_read_is_named_and_left_out(
+    command: Command, run: Path, phantoms: Path, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "films").mkdir()
+    shutil.copy(next((phantoms / "test" / "NORMAL").iterdir()), tmp_path / "films" / "good.png")
+    (tmp_path / "films" / "bad.png").write_bytes(b"")
+    command("predict", f"run={run}", "images=films")
+    assert "left out bad.png: zero bytes" in capsys.readouterr().out
+    assert [row["path"] for row in table(tmp_path / "predictions.csv")] == ["good.png"]
+
+
+def test_the_films_do_not_depend_on_their_batch(command: Command, run: Path, phantoms: Path, tmp_path: Path) -> None:
+    command("predict", f"run={run}", f"images={phantoms / 'test'}", "output=a.csv")
+    command("predict", f"run={run}", f"images={phantoms / 'test'}", "output=b.csv", "batch_size=3")
+    first, second = ([float(row["logit"]) for row in table(tmp_path / name)] for name in ("a.csv", "b.csv"))
+    np.testing.assert_allclose(first, second, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["images=films"], "Expected one of run="),
+        (["run={run}"], "images is not set"),
+        (["run={run}", "images=nowhere"], "images=nowhere: no such file or folder"),
+        (["run={run}", "images=empty"], "images=empty: no films in it"),
+        (["run={run}", "images=notes.txt"], "expected a film"),
+        (["run={run}", "images=twice.csv"], "stands there already"),
+        (["run={run}", "images=bad.csv"], "line 2: label=ill: expected 0 or NORMAL"),
+        (["run={run}", "images=columns.csv"], "expected a CSV with a column path"),
+        (["run={run}", "images=broken"], "none of 1 films can be read"),
+        (["run={run}", "images=films", "output=notes.txt"], "was not written by predict"),
+        (["run={run}", "images=films", "output=empty"], "is a folder"),
+        (["run={run}", "images=films", "output=no/where.csv"], "is not there"),
+        (["run=empty", "images=films"], "has no checkpoints/best.ckpt"),
+        (["checkpoint=nowhere.ckpt", "images=films"], "no such file"),
+        (["checkpoint=notes.txt", "images=films"], "not a checkpoint of this project"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line(
+    command: Command, run: Path, tmp_path: Path, capsys: Any, typed: list[str], message: str
+) -> None:
+    for name in ("empty", "films", "broken"):
+        (tmp_path / name).mkdir()
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(tmp_path / "films" / "a.png")
+    (tmp_path / "broken" / "a.png").write_bytes(b"no film")
+    (tmp_path / "notes.txt").write_text("notes")
+    (tmp_path / "twice.csv").write_text("path\na.png\na.png\n")
+    (tmp_path / "bad.csv").write_text("path,label\na.png,ill\n")
+    (tmp_path / "columns.csv").write_text("file\na.png\n")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ending:
+        command("predict", *[text.format(run=run) for text in typed])
+    told = capsys.readouterr()
+    assert ending.value.code == 2 and message in told.err and "Traceback" not in told.out + told.err, told
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_importing_the_commands_loads_no_torch() -> None:
+    probe = "import sys, pneumonia.predict, pneumonia.evaluate, pneumonia.compare; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", probe], cwd=Path(__file__).parents[2]).returncode == 0

@@ -1,0 +1,67 @@
+"""A planted marker is found by the shortcut audit through a real checkpoint's path; clean films stay quiet."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pneumonia.report.verdict import shortcuts
+from pneumonia.workflows import shortcuts as room
+from pneumonia.workflows.shortcuts import shortcuts_of
+from pneumonia.workflows.sources import read_run
+
+Command = Callable[..., None]
+
+
+def test_every_probe_is_told_and_films_as_they_are_give_the_runs_auroc(run: Path) -> None:
+    source = read_run(run)
+    rows = {row["name"]: row for row in shortcuts_of(source, "test", 0)}
+    assert list(rows) == ["metadata", "as_is", "border_only", "centre_only", "corners_masked", "blurred"]
+    told = json.loads((run / "metrics.json").read_text())["test"]["auroc"]
+    assert rows["as_is"]["auroc"] == pytest.approx(told, abs=0.02)
+    assert not [text for level, text in shortcuts({"shortcuts": [rows["metadata"]]}) if level == "warning"]
+
+
+def test_a_model_that_reads_a_marker_is_caught(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pixels of one class get a white corner, and the model looks at nothing else."""
+    source = read_run(run)
+    films = source.splits["test"].films
+    images = np.full((films.label.size, 32, 32), 90, np.uint8)
+    images[films.label == 1, :3, :3] = 255
+    monkeypatch.setattr(room, "read_all", lambda *_: images)
+    monkeypatch.setattr(room, "probabilities", lambda _, batch: batch[:, :3, :3].mean((1, 2)) / 255)
+    rows = {row["name"]: row for row in shortcuts_of(source, "test", 0)}
+    assert rows["border_only"]["auroc"] == 1 and rows["corners_masked"]["auroc"] == 0.5
+    [finding] = [text for _, text in shortcuts({"shortcuts": [rows["border_only"], rows["corners_masked"]]})]
+    assert "With the centre blanked the model still reaches an AUROC of 1.000" in finding
+
+
+def test_metadata_that_tell_the_class_are_caught(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    lines = (copy / "manifest.csv").read_text().splitlines()
+    columns = lines[0].split(",")
+    rows = [dict(zip(columns, line.split(","), strict=True)) for line in lines[1:]]
+    for row in rows:
+        row["width"] = "1200" if row["label"] == "1" else "1700"
+    (copy / "manifest.csv").write_text("\n".join([lines[0], *[",".join(row.values()) for row in rows]]))
+    rows_found = shortcuts_of(read_run(copy), "test", 0)
+    assert any("alone give an AUROC" in text for _, text in shortcuts({"shortcuts": rows_found}))
+
+
+def test_train_writes_the_evidence_and_names_the_report(run: Path) -> None:
+    assert {"evidence.json", "report.html", "report.md", "model_card.md"} <= {file.name for file in run.iterdir()}
+    assert (run / "train.log").read_text().rstrip().endswith("report.html")
+
+
+def test_films_that_are_gone_are_one_line(run: Path, command: Command, tmp_path: Path, capsys: Any) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    told = json.loads((copy / "run.json").read_text()) | {"data_root": "/nowhere"}
+    (copy / "run.json").write_text(json.dumps(told))
+    with pytest.raises(SystemExit) as ending:
+        command("evaluate", f"run={copy}", "shortcuts=true", "resamples=200")
+    err = capsys.readouterr().err
+    assert ending.value.code == 2 and "shortcuts=true needs the films" in err
