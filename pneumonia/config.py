@@ -261,7 +261,10 @@ def hand_to_hydra(name: str, task: Callable[[Any], Any]) -> None:
         except UserError as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
-            if discard_unstarted(Path(HydraConfig.get().runtime.output_dir)):
+            leaves_folder = (
+                HydraConfig.get().output_subdir is not None
+            )  # else it is the user's own folder: not to touch
+            if not leaves_folder or discard_unstarted(Path(HydraConfig.get().runtime.output_dir)):
                 print(f"pneumonia.{name}: {plain(error)}", file=sys.stderr)
             else:
                 log.error("pneumonia.%s: %s", name, plain(error))
