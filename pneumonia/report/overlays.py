@@ -162,7 +162,7 @@ def _scale(figure: Figure, axes: Sequence[Axes] | NDArray[np.object_], palette: 
     bar = figure.colorbar(
         ScalarMappable(norm, shades), ax=list(axes), location="bottom", fraction=0.03, pad=0.02, aspect=50, shrink=0.62
     )
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     places, labels = {
         "signed": ([-1, 0, 1], ["against pneumonia", "0", "for pneumonia"]),
         "for": ([0, 1], ["0", "for pneumonia"]),

@@ -68,7 +68,7 @@ def _panel(axes: Axes, measure: Measure, values: Sequence[Mapping[str, Any]]) ->
     """Dots with their intervals; the best mean is filled orange."""
     known = [(place, value) for place, value in enumerate(values) if value.get("mean") is not None]
     means = [value["mean"] for _, value in known]
-    best = None if not measure.better or not means else (max if measure.better == "higher" else min)(means)
+    best = None if not measure.better or not means else best_of(means, measure.better)
     for place, value in known:
         colour = VERMILION if value["mean"] == best else BLUE if measure.better else GREY
         axes.plot((value["low"], value["high"]), (place, place), color=colour, linewidth=2, solid_capstyle="butt")
@@ -84,6 +84,10 @@ def _panel(axes: Axes, measure: Measure, values: Sequence[Mapping[str, Any]]) ->
     axes.grid(axis="both", color="#E4E4E4", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def best_of(means: Sequence[float], better: str) -> float:
+    return max(means) if better == "higher" else min(means, key=abs) if better == "nearer 0" else min(means)
 
 
 def _agreement_panel(axes: Axes, table: NDArray[np.floating]) -> None:

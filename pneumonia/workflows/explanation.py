@@ -90,7 +90,7 @@ def ready(request: Request, accelerator: str) -> tuple[Request, nn.Module]:
         net = net.to(device)
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"accelerator={accelerator}: the model does not fit on the device; free some memory or type accelerator=cpu."
+            f"accelerator={accelerator}: the model does not fit on the device; free memory or type accelerator=cpu."
         ) from error
     if request.image_size is None:
         request = pictured(replace(request, image_size=int(str(net.image_size))), "/", "images")
@@ -199,7 +199,7 @@ def drawn(config: ExplainConfig, request: Request, name: str, method: Method, ou
 
 
 def drawn_film(film: Film, attribution: NDArray[np.float32], probability: float) -> overlays.Explained:
-    """What the sheet shows of a film, before LIME's superpixels; the probability is that of predictions.csv, where it has one."""
+    """What the sheet shows of a film, with the probability that predictions.csv has, where it has one."""
     assert film.pixels is not None
     called = probability if film.probability is None else film.probability
     truth = "" if film.label is None else CLASSES[film.label]

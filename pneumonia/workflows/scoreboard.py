@@ -1,10 +1,10 @@
 """Rank the attribution methods of a run by what they know of its model.
 
 Layout    <run>/explanations/scoreboard.csv    a row a method: rank, then mean, low and high of every measure
-          <run>/explanations/scoreboard.json   the same, with n, the agreement of the methods, the films and the settings
+          <run>/explanations/scoreboard.json   the same, with n, the methods' agreement, the films and the settings
           <run>/explanations/scoreboard.png
-Rank      mean of a method's places in the measures that have a better end; the others only describe. Intervals:
-          percentile bootstrap over films, one film a patient.
+Rank      mean of a method's places in the measures that have a better end; the others only describe. 95 %
+          intervals by percentile bootstrap over films, one film a patient.
 """
 
 import csv
@@ -28,6 +28,7 @@ from pneumonia.attribution.contract import Method
 from pneumonia.attribution.faithfulness import deletion_auc, infidelity, insertion_auc, max_sensitivity
 from pneumonia.attribution.pointing import central_share, iou_at_equal_area, mass_in_mask, pointing_game
 from pneumonia.build import build
+from pneumonia.evaluation.intervals import wilson
 from pneumonia.report.figures import save
 from pneumonia.report.scoreboard import Measure, scoreboard
 from pneumonia.settings import ScoreboardConfig, UserError
@@ -48,7 +49,7 @@ MEASURES = (
     Measure("infidelity", "infidelity, logit squared", "lower"),
     Measure("max_sensitivity", "max-sensitivity", "lower"),
     Measure("stability", "stability over seeds", "higher"),
-    Measure("randomised", "likeness under random weights", "lower"),
+    Measure("randomised", "likeness under random weights", "nearer 0"),
     Measure("randomised_pointing", "opacity hit with random weights", ""),
     Measure("agreement", "agreement with the others", ""),
     Measure("central_share", "share in the central field", ""),
@@ -94,8 +95,8 @@ def score_methods(config: ScoreboardConfig) -> None:
 def bench_of(request: Request, net: nn.Module, config: ScoreboardConfig) -> Bench:
     """The films on the device, and the masks where every film has one (a normal film has none)."""
     images = images_of(request.films, net)
-    masks = [film.mask for film in request.films]
-    known = torch.from_numpy(np.stack(masks)).to(images.device) if all(m is not None for m in masks) else None
+    masks = [film.mask for film in request.films if film.mask is not None]
+    known = torch.from_numpy(np.stack(masks)).to(images.device) if len(masks) == len(images) else None
     return Bench(net, randomised(net, config.seed).eval(), images, known, config)
 
 
@@ -131,13 +132,18 @@ def as_array(value: Any) -> Values:
 
 
 def interval(values: Values, resamples: int, seed: int) -> dict[str, float | int | None]:
-    """Mean of the defined values with its 95 % interval over films; None where it has none (a timing, one film)."""
+    """Mean of the defined values with its 95 % interval over films; None where none is defined.
+
+    Hits and misses get Wilson's interval; a value that is the same for all films, as a timing, has none of width.
+    """
     defined = values[np.isfinite(values)]
     if not defined.size:
         return {"mean": None, "low": None, "high": None, "n": 0}
     mean = float(defined.mean())
     low = high = mean
-    if defined.size > 1 and np.ptp(defined) > 0:
+    if set(np.unique(defined)) <= {0.0, 1.0}:  # hits of all films would have no bootstrap interval at all
+        low, high = wilson(int(defined.sum()), defined.size) or (mean, mean)
+    elif defined.size > 1 and np.ptp(defined) > 0:
         drawn = bootstrap(
             (defined,), np.mean, n_resamples=resamples, method="percentile", rng=np.random.default_rng(seed), batch=200
         ).confidence_interval
@@ -155,10 +161,14 @@ def ranks(means: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
         column = [means[name].get(measure.name, {}).get("mean") for name in means]
         if not measure.better or all(value is None for value in column):
             continue
-        sign = -1 if measure.better == "higher" else 1
-        places.append(rankdata([np.inf if value is None else sign * value for value in column]))
+        places.append(rankdata([np.inf if value is None else badness(measure, value) for value in column]))
     mean = np.mean(places, axis=0)
     return dict(zip(means, mean.tolist(), strict=True))
+
+
+def badness(measure: Measure, value: float) -> float:
+    """The lower, the better."""
+    return {"higher": -value, "lower": value, "nearer 0": abs(value)}[measure.better]
 
 
 def write_scoreboard(
@@ -223,7 +233,7 @@ def write_csv(
 
 def log_table(order: list[str], place: Mapping[str, float], measures: list[Measure], means: Mapping[str, Any]) -> None:
     """Means on the terminal, best method first; the sign beside a measure says which end is better."""
-    sign = {"higher": " +", "lower": " -", "": ""}
+    sign = {"higher": " +", "lower": " -", "nearer 0": " 0", "": ""}
     heads = [f"{m.name}{sign[m.better]}" for m in measures]
     log.info("%-21s%6s%s", "method", "rank", "".join(f"{head:>{len(head) + 2}}" for head in heads))
     for name in order:
@@ -231,4 +241,4 @@ def log_table(order: list[str], place: Mapping[str, float], measures: list[Measu
         texts = ["-" if cell is None else f"{cell:.3g}" for cell in cells]
         row = "".join(f"{text:>{len(head) + 2}}" for text, head in zip(texts, heads, strict=True))
         log.info("%-21s%6.2f%s", name, place[name], row)
-    log.info("rank: mean place over the measures marked + (higher is better) and - (lower is better)")
+    log.info("rank: mean place over the measures marked + (higher is better), - (lower) and 0 (nearer 0)")

@@ -120,7 +120,7 @@ def films_to_score(config: ScoreboardConfig) -> Request:
     chosen = sorted(list(first.values())[-config.count :], key=lambda film: film.path)
     if len(chosen) < 2:
         raise UserError(
-            f"run={folder}: films of one patient only among the {NAMES.get(config.select, 'films')}; intervals need two."
+            f"run={folder}: only one patient among the {NAMES.get(config.select, 'films')}; intervals need two."
         )
     request = described_run(folder, threshold, locked, {config.select: chosen}, {config.select: len(wanted)})
     writable(request.output)
