@@ -188,7 +188,7 @@ class ExplainConfig:
     split: str = "test"
     threshold: float | None = None
     seed: int = 0
-    activations: bool = False
+    activations: Any = False
     channel: Any = "first"
     relu: str = "before"
     layers: list[str] | None = None
@@ -211,8 +211,8 @@ class ExplainConfig:
             in_range("channel", self.channel, 0)
         elif self.channel not in ("first", "strongest", "mean"):
             raise UserError(f"channel={self.channel}: expected first, strongest, mean or the number of a channel.")
-        if not self.attribution and not self.activations:
-            raise UserError("attribution=null leaves nothing to do: type attribution=lime, or activations=true.")
+        if self.activations not in (False, True, "only"):
+            raise UserError(f"activations={self.activations}: expected false, true or only.")
 
 
 @dataclass

@@ -60,12 +60,14 @@ class Sheet:
 def explain_films(config: ExplainConfig) -> None:
     """What `python -m pneumonia.explain` does from start to end."""
     request, net = ready(films_to_explain(config), config.accelerator)
-    log.info("%s", request.locked)
+    for note in request.notes:
+        log.info(note)
+    only = config.activations == "only"
     name, method = method_of(config.attribution)
     sheets: dict[str, Sheet] = {}
     shown: list[Any] = []
-    with told_plainly(f"attribution={name}" if name else "activations"):
-        if method is not None:
+    with told_plainly("activations" if only else f"attribution={name}"):
+        if not only:
             sheets = {outcome: explained(method, net, films) for outcome, films in request.sheets.items()}
         if config.activations:
             image = images_of(request.films[:1], net)
@@ -73,7 +75,7 @@ def explain_films(config: ExplainConfig) -> None:
     for sheet in sheets.values():
         warn_of_other_probabilities(sheet)
     try:
-        if method is not None:
+        if sheets:
             write_sheets(config, request, name, method, sheets)
         if shown:
             write_activations(config, request, shown)
@@ -104,10 +106,8 @@ def device_of(accelerator: str) -> torch.device:
     return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def method_of(spec: Mapping[str, Any]) -> tuple[str, Method | None]:
-    """(name in conf/attribution, method); ("", None) for attribution=null."""
-    if not spec:
-        return "", None
+def method_of(spec: Mapping[str, Any]) -> tuple[str, Method]:
+    """(name in conf/attribution, method)."""
     from hydra.core.hydra_config import HydraConfig
 
     return str(HydraConfig.get().runtime.choices["attribution"]), build("attribution", spec)

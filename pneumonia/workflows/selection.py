@@ -6,7 +6,6 @@ run's own size and resize rule. Errors are UserError, before anything is loaded 
 
 import csv
 import json
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,8 +23,6 @@ from pneumonia.data.decode import RESIZE, BadFilm, read_film
 from pneumonia.data.records import SUFFIXES, parse_name
 from pneumonia.settings import OUTCOMES, DataConfig, ExplainConfig, ScoreboardConfig, UserError
 from pneumonia.workflows.films import credit
-
-log = logging.getLogger(__name__)
 
 NAMES = {
     "tp": "true positives",
@@ -64,7 +61,8 @@ class Film:
 class Request:
     """Films by sheet, with how many each was chosen from, and everything that must be known to explain them.
 
-    `image_size` None: the net's own. `run` None: a checkpoint alone. `locked` says where the threshold comes from.
+    `image_size` None: the net's own. `run` None: a checkpoint alone. `locked` says where the threshold comes from,
+    `notes` what a user should know.
     """
 
     sheets: dict[str, list[Film]]
@@ -77,6 +75,7 @@ class Request:
     threshold: float
     locked: str
     source: str
+    notes: tuple[str, ...] = ()
 
     @property
     def films(self) -> list[Film]:
@@ -133,15 +132,17 @@ def from_run(config: ExplainConfig) -> Request:
     threshold, locked = threshold_of(folder, config.threshold)
     groups = by_outcome(called_films(folder, config.split), threshold)
     names = OUTCOMES if config.select == "all" else (config.select,)
+    notes: tuple[str, ...] = (locked,)
     if empty := [NAMES[name].replace("most confident ", "") for name in names if not groups[name]]:
         told = f"no {' and no '.join(empty)} at this operating point ({locked})"
         if len(empty) == len(names):
             there = ", ".join(name for name in OUTCOMES if groups[name])
             raise UserError(f"select={config.select}: {told} among the {config.split} films. Type select={there}.")
-        log.info(told)
+        notes = (told,)
     sheets = {name: choose(groups[name], name, config, threshold) for name in names if groups[name]}
     totals = {name: len(groups[name]) for name in sheets}
-    return pictured(described_run(folder, threshold, locked, sheets, totals, config.output), config.root)
+    request = described_run(folder, threshold, locked, sheets, totals, config.output)
+    return pictured(replace(request, notes=notes), config.root)
 
 
 def by_outcome(films: Sequence[Film], threshold: float) -> dict[str, list[Film]]:
@@ -182,17 +183,18 @@ def from_images(config: ExplainConfig) -> Request:
         Film(str(file), "", (parsed or ("", ""))[1], None, None)
         for file, parsed in zip(files[: config.count], understood, strict=False)
     ]
+    notes: list[str] = []
     if len(files) > len(films):
-        log.info("%d of %d images; count=%d takes them all", len(films), len(files), len(files))
+        notes.append(f"{len(films)} of {len(files)} images; count={len(files)} takes them all")
     threshold, locked = threshold_of(home, config.threshold)
     if data is None:
-        log.info("no settings beside %s: the net's own size, resize=squash", checkpoint)
+        notes.append(f"no settings beside {checkpoint}: films are squashed to the net's own size")
     known = data is not None and data.source == "folder" and all(understood)
     output = config.output or (run / "explanations" if run else "explanations")
     request = Request(
         {"images": films}, {"images": len(files)}, checkpoint, run, Path(output).expanduser(),
         data.image_size if data else None, data.resize if data else "squash", threshold, locked,
-        credit(data, True) if data and known else "",
+        credit(data, True) if data and known else "", tuple(notes),
     )  # fmt: skip
     return pictured(request, "/", "images")
 
