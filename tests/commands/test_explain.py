@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -184,3 +186,21 @@ def test_a_film_that_is_not_the_one_that_was_called_is_told(
         writer.writerows(row | {"probability": float(row["probability"]) / 2} for row in rows)
     command("explain", f"run={finished}", "attribution=gradcam", "count=2", "select=tp", "threshold=0")
     assert "2 of 2 films have another probability than in predictions.csv" in capfd.readouterr().out
+
+
+def test_films_are_found_and_checked_without_torch(run: Path) -> None:
+    probe = (
+        "import sys, pneumonia.explain, pneumonia.scoreboard\n"
+        "from pneumonia.settings import ExplainConfig, ScoreboardConfig\n"
+        f"pneumonia.explain.check(ExplainConfig(run={str(run)!r}))\n"
+        f"pneumonia.scoreboard.check(ScoreboardConfig(run={str(run)!r}, threshold=0.0))\n"
+        "sys.exit(bool({'torch', 'lightning', 'matplotlib'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", probe]).returncode == 0
+
+
+def test_a_sweep_over_methods_leaves_no_job_folders(command: Command, finished: Path) -> None:
+    typed = ("-m", f"run={finished}", "attribution=saliency,gradcam", "count=1", "select=tp", "threshold=0")
+    command("explain", *typed)
+    assert {file.name for file in (finished / "explanations").iterdir()} == {"saliency", "gradcam"}
+    assert {file.name for file in Path().iterdir()} == {"run", "multirun.yaml"}  # the latter is Hydra's

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 Command = Callable[..., None]
 QUICK = ("steps=3", "perturbations=4", "noisy=1", "noisy_lime=1", "resamples=100")
@@ -108,15 +109,44 @@ def check_truth(found: dict[str, dict], fewest: int) -> None:
     assert all(entry["randomised_pointing"] <= 0.4 for entry in found.values()), found
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that learnt for five epochs from 400 phantoms: enough to look where it should."""
+    from pneumonia.train import main
+
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("PNEUMONIA_CACHE", str(folder / "cache"))
+        typed = ["data=synthetic", "data.phantoms=400", "epochs=5", "trainer=cpu", "hydra.run.dir=run"]
+        patch.setattr("sys.argv", ["pneumonia.train", *typed])
+        main()
+    return folder / "run"
+
+
 def test_a_trained_model_is_seen_to_look_at_the_opacity_and_a_random_one_is_not(
-    command: Command, tmp_path: Path
+    command: Command, trained: Path
 ) -> None:
     """A short training; the whole one is below. An opacity covers 15 % of a film: chance hits that often."""
-    command("train", "data=synthetic", "data.phantoms=400", "epochs=5", "trainer=cpu", "hydra.run.dir=run")
-    found = truth(command, tmp_path / "run", "[deeplift,guided_gradcam]", 24)
+    found = truth(command, trained, "[deeplift,guided_gradcam]", 24)
     check_truth(found, 12)
     with pytest.raises(AssertionError):  # as it must, were the weights random
         check_truth({name: entry | {"pointing": entry["randomised_pointing"]} for name, entry in found.items()}, 12)
+
+
+def test_on_a_trained_net_integrated_gradients_sum_to_the_change_in_logit_within_1_percent(
+    command: Command, trained: Path
+) -> None:
+    from pneumonia.attribution.faithfulness import completeness_error
+    from pneumonia.training.checkpoint import load_classifier
+
+    typed = (f"run={trained}", "attribution=integrated_gradients", "attribution.n_steps=300", "threshold=0", "count=3")
+    command("explain", *typed, "select=tp", "pick=most_confident")
+    with np.load(trained / "explanations" / "integrated_gradients" / "tp.npz") as found:
+        images = (torch.from_numpy(found["film"]).float() / 255)[:, None].expand(-1, 3, -1, -1).contiguous()
+        attribution = torch.from_numpy(found["attribution"])
+    net = load_classifier(trained / "checkpoints" / "best.ckpt").net
+    assert (completeness_error(net, images, attribution) < 0.01).all()
 
 
 @pytest.mark.slow
