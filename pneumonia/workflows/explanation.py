@@ -3,7 +3,7 @@
 Layout    <output>/<attribution>/<outcome>.png   a contact sheet: film, overlay, scale
           <output>/<attribution>/<outcome>.npz   attribution float32 [N, H, W], film uint8 [N, H, W], path str [N],
                                                  probability [N]; LIME's superpixels too, int64 [N, H, W]
-          <output>/<attribution>/settings.json   what it was computed with
+          <output>/<attribution>/<outcome>.json  what it was computed with
           <output>/activations.png
 Everything is computed before the first file is written; every file appears whole.
 """
@@ -28,7 +28,7 @@ from pneumonia.build import build
 from pneumonia.data.records import CLASSES
 from pneumonia.report import overlays
 from pneumonia.report.figures import save
-from pneumonia.settings import ExplainConfig, UserError
+from pneumonia.settings import OUTCOMES, ExplainConfig, UserError
 from pneumonia.training.checkpoint import load_classifier
 from pneumonia.workflows.predictions import sigmoid
 from pneumonia.workflows.record import write_json
@@ -157,26 +157,26 @@ def warn_of_other_probabilities(sheet: Sheet) -> None:
 def write_sheets(
     config: ExplainConfig, request: Request, name: str, method: Method, sheets: Mapping[str, Sheet]
 ) -> None:
-    """PNG, arrays and settings of every outcome; what an earlier call left of others is removed."""
+    """PNG, arrays and settings of every outcome; of one that has no films now, an earlier call's are removed."""
     figures = {outcome: drawn(config, request, name, method, outcome, sheet) for outcome, sheet in sheets.items()}
     folder = request.output / name
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob("*"):
-        if stale.suffix in (".png", ".npz") and stale.stem in NAMES and stale.stem not in sheets:
-            stale.unlink()
+    if config.select == "all" and config.images is None:
+        for empty in set(OUTCOMES) - set(sheets):
+            for suffix in (".png", ".npz", ".json"):
+                (folder / f"{empty}{suffix}").unlink(missing_ok=True)
     for outcome, sheet in sheets.items():
         save(figures[outcome], folder / f"{outcome}.png")
         write_arrays(folder / f"{outcome}.npz", sheet)
+        content = {
+            "attribution": config.attribution, "checkpoint": str(request.checkpoint), "pick": config.pick,
+            "seed": config.seed, "split": config.split, "threshold": request.threshold,
+            "films": [film.path for film in sheet.films], "of": request.totals[outcome],
+        }  # fmt: skip
+        write_json(folder / f"{outcome}.json", content)
         if request.run is not None:
             into_tensorboard(request.run, f"explanations/{name}/{outcome}", folder / f"{outcome}.png")
         log.info("%s", folder / f"{outcome}.png")
-    content = {
-        "attribution": config.attribution, "checkpoint": str(request.checkpoint), "select": config.select,
-        "pick": config.pick, "seed": config.seed, "split": config.split, "threshold": request.threshold,
-        "films": {outcome: [film.path for film in sheet.films] for outcome, sheet in sheets.items()},
-        "of": request.totals,
-    }  # fmt: skip
-    write_json(folder / "settings.json", content)
 
 
 def drawn(config: ExplainConfig, request: Request, name: str, method: Method, outcome: str, sheet: Sheet) -> Any:

@@ -78,11 +78,12 @@ def test_the_threshold_that_evaluate_locked_decides_the_outcomes(command: Comman
     threshold = middle(finished)
     (finished / "evidence.json").write_text(json.dumps({"operating_point": {"threshold": threshold}}))
     command("explain", f"run={finished}", "attribution=gradcam", "count=300")
-    told = json.loads((finished / "explanations" / "gradcam" / "settings.json").read_text())
-    assert told["threshold"] == threshold
+    files = (finished / "explanations" / "gradcam").glob("*.json")
+    told = {file.stem: json.loads(file.read_text()) for file in files}
+    assert all(sheet["threshold"] == threshold for sheet in told.values())
     rows = predictions(finished)
-    assert {path for paths in told["films"].values() for path in paths} == set(rows)
-    assert all(outcome(rows[path], threshold) == name for name, paths in told["films"].items() for path in paths)
+    assert {path for sheet in told.values() for path in sheet["films"]} == set(rows)
+    assert all(outcome(rows[path], threshold) == name for name, sheet in told.items() for path in sheet["films"])
 
 
 def test_the_same_call_gives_the_same_bytes_and_another_seed_other_films(command: Command, finished: Path) -> None:
@@ -111,10 +112,12 @@ def test_mistakes_come_with_the_most_confident_first_and_pick_goes_by_distance(
     mistakes = [p for p, r in rows.items() if outcome(r, threshold) in ("fp", "fn")]
     assert sorted((wrong[p] for p in mistakes), reverse=True)[:4] == [wrong[p] for p in shown]
     command("explain", *base, "select=tn", "pick=least_confident")
-    assert not (folder / "most_confident_mistakes.png").exists()  # of an earlier call: it would be taken for this one
+    assert (folder / "most_confident_mistakes.png").exists()  # another call, another sheet
     nearest = [abs(float(rows[p]["probability"]) - threshold) for p in arrays(folder / "tn.npz")["path"]]
     every = [abs(float(r["probability"]) - threshold) for r in rows.values() if outcome(r, threshold) == "tn"]
     assert nearest == sorted(every)[:4]
+    command("explain", *base[:-1], "threshold=0")  # nothing is negative now: that sheet would tell of another threshold
+    assert {file.stem for file in folder.glob("*.png")} == {"most_confident_mistakes", "tp", "fp"}
 
 
 @pytest.mark.parametrize("name", METHODS)
