@@ -131,17 +131,17 @@ def as_array(value: Any) -> Values:
     return np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value, np.float64)
 
 
-def interval(values: Values, resamples: int, seed: int) -> dict[str, float | int | None]:
+def interval(values: Values, resamples: int, seed: int, hits: bool = False) -> dict[str, float | int | None]:
     """Mean of the defined values with its 95 % interval over films; None where none is defined.
 
-    Hits and misses get Wilson's interval; a value that is the same for all films, as a timing, has none of width.
+    Hits and misses (`hits`) get Wilson's interval; a value that is the same for all films, as a timing, has none of width.
     """
     defined = values[np.isfinite(values)]
     if not defined.size:
         return {"mean": None, "low": None, "high": None, "n": 0}
     mean = float(defined.mean())
     low = high = mean
-    if set(np.unique(defined)) <= {0.0, 1.0}:  # hits of all films would have no bootstrap interval at all
+    if hits and set(np.unique(defined)) <= {0.0, 1.0}:  # hits of all films would have no bootstrap interval at all
         low, high = wilson(int(defined.sum()), defined.size) or (mean, mean)
     elif defined.size > 1 and np.ptp(defined) > 0:
         drawn = bootstrap(
@@ -176,7 +176,7 @@ def write_scoreboard(
 ) -> None:
     """The table in three forms, and on the terminal; best method first."""
     means = {
-        name: {key: interval(column, config.resamples, config.seed) for key, column in found.items()}
+        name: {key: interval(column, config.resamples, config.seed, "pointing" in key) for key, column in found.items()}
         for name, found in values.items()
     }
     place = ranks(means)

@@ -82,8 +82,9 @@ def test_ranks_by_hand() -> None:
 def test_intervals_of_hits_are_wilson_s_and_of_others_from_films() -> None:
     from pneumonia.workflows.scoreboard import interval
 
-    hits = interval(np.ones(10), 200, 0)
+    hits = interval(np.ones(10), 200, 0, hits=True)
     assert hits["low"] == pytest.approx(0.7225, abs=1e-3) and hits["high"] == 1  # 10 of 10 is not certainty
+    assert interval(np.ones(10), 200, 0)["low"] == 1  # a correlation of 1 in every film is no proportion
     others = interval(np.array([0.2, 0.4, np.nan, 0.9]), 200, 0)
     assert others["n"] == 3 and others["mean"] == pytest.approx(0.5)
     assert 0.2 <= others["low"] < 0.5 < others["high"] <= 0.9
