@@ -134,7 +134,7 @@ def as_array(value: Any) -> Values:
 def interval(values: Values, resamples: int, seed: int, hits: bool = False) -> dict[str, float | int | None]:
     """Mean of the defined values with its 95 % interval over films; None where none is defined.
 
-    Hits and misses (`hits`) get Wilson's interval; a value that is the same for all films, as a timing, has none of width.
+    `hits` and misses get Wilson's interval; a value that is the same for all films, as a timing, has none of width.
     """
     defined = values[np.isfinite(values)]
     if not defined.size:
