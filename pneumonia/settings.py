@@ -258,12 +258,111 @@ class CompareConfig:
         in_range("seed", self.seed, 0, 2**31)
 
 
+OUTCOMES = ("tp", "tn", "fp", "fn")
+
+
+def same_source(run: str | None, checkpoint: str | None, images: str | None) -> None:
+    """Raise UserError unless the settings name one model, and films that it can be shown."""
+    if run is None and checkpoint is None:
+        raise UserError("Expected run=<folder of a finished run>, or checkpoint=<file> with images=<film or folder>.")
+    if run is not None and checkpoint is not None:
+        raise UserError("run and checkpoint both name a model: leave one of them out.")
+    if checkpoint is not None and images is None:
+        raise UserError("checkpoint needs images=<film or folder>; run=<folder> brings films of its own.")
+
+
+@dataclass
+class ExplainConfig:
+    """Everything `python -m pneumonia.explain` can be told; documented in conf/explain.yaml."""
+
+    attribution: dict[str, Any] = field(default_factory=dict)
+    run: str | None = None
+    checkpoint: str | None = None
+    images: str | None = None
+    root: str | None = None
+    select: str = "all"
+    count: int = 6
+    pick: str = "random"
+    split: str = "test"
+    threshold: float | None = None
+    seed: int = 0
+    activations: Any = False
+    channel: Any = "first"
+    relu: str = "before"
+    layers: list[str] | None = None
+    palette: str = "colour_blind"
+    accelerator: str = "auto"
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        same_source(self.run, self.checkpoint, self.images)
+        one_of("select", self.select, ("all", *OUTCOMES, "most_confident_mistakes"))
+        one_of("pick", self.pick, ("random", "most_confident", "least_confident"))
+        one_of("split", self.split, ("val", "test"))
+        one_of("relu", self.relu, ("before", "after"))
+        one_of("palette", self.palette, ("colour_blind", "green_red"))
+        one_of("accelerator", self.accelerator, ("auto", "cpu", "gpu"))
+        in_range("count", self.count, 1, 300)
+        in_range("threshold", self.threshold, 0, 1)
+        in_range("seed", self.seed, 0, 2**31)
+        if isinstance(self.channel, int) and not isinstance(self.channel, bool):
+            in_range("channel", self.channel, 0)
+        elif self.channel not in ("first", "strongest", "mean"):
+            raise UserError(f"channel={self.channel}: expected first, strongest, mean or the number of a channel.")
+        if self.activations not in (False, True, "only"):
+            raise UserError(f"activations={self.activations}: expected false, true or only.")
+
+
+@dataclass
+class ScoreboardConfig:
+    """Everything `python -m pneumonia.scoreboard` can be told; documented in conf/scoreboard.yaml."""
+
+    attributions: dict[str, Any] = field(default_factory=dict)
+    run: str | None = None
+    root: str | None = None
+    methods: list[str] | None = None
+    select: str = "tp"
+    count: int = 10
+    split: str = "test"
+    threshold: float | None = None
+    seed: int = 0
+    steps: int = 28
+    perturbations: int = 100
+    noisy: int = 4
+    noisy_lime: int = 2
+    seeds: int = 2
+    resamples: int = 2000
+    accelerator: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.run is None:
+            raise UserError("run is not set: type run=<folder of a finished run>.")
+        one_of("select", self.select, (*OUTCOMES, "all"))
+        one_of("split", self.split, ("val", "test"))
+        one_of("accelerator", self.accelerator, ("auto", "cpu", "gpu"))
+        for method in self.methods or []:
+            one_of("methods", method, sorted(self.attributions))
+        if self.methods is not None and not self.methods:
+            raise UserError(f"methods=[]: expected null for all, or some of {', '.join(sorted(self.attributions))}.")
+        in_range("count", self.count, 2, 1000)
+        in_range("threshold", self.threshold, 0, 1)
+        in_range("seed", self.seed, 0, 2**31)
+        in_range("steps", self.steps, 2, 10_000)
+        in_range("perturbations", self.perturbations, 2, 100_000)
+        in_range("noisy", self.noisy, 1, 1000)
+        in_range("noisy_lime", self.noisy_lime, 1, 1000)
+        in_range("seeds", self.seeds, 2, 100)
+        in_range("resamples", self.resamples, 100, 100_000)
+
+
 SCHEMAS: dict[str, type] = {
     "train": TrainConfig,
     "prepare": PrepareConfig,
     "evaluate": EvaluateConfig,
     "predict": PredictConfig,
     "compare": CompareConfig,
+    "explain": ExplainConfig,
+    "scoreboard": ScoreboardConfig,
 }
 for _name, _schema in SCHEMAS.items():
     ConfigStore.instance().store(name=f"{_name}_schema", node=_schema)

@@ -122,7 +122,13 @@ def infidelity(
     def one(film: Tensor, given: Tensor, batch: int) -> Tensor:
         with seeded(seed, film.device):
             value: Tensor = captum_infidelity(
-                net, hide, film, given, n_perturb_samples=samples, max_examples_per_batch=batch, normalize=True
+                net,
+                hide,
+                film,
+                given,
+                n_perturb_samples=samples,
+                max_examples_per_batch=min(batch, samples),
+                normalize=True,
             )
         return value
 

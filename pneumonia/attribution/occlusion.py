@@ -14,35 +14,46 @@ from pneumonia.attribution.contract import check_images, check_positive, evaluat
 class Occlusion:
     """Captum's Occlusion with a square `window` that moves by `stride` pixels and is filled with `baseline`.
 
+    `window` null is a seventh of the side (32 at 224), `stride` null half the window: the same share of any film.
     Each pixel has the mean fall of the logit over the windows that cover it; negative where covering raises it.
     """
 
-    window: int
-    stride: int
+    window: int | None
+    stride: int | None
     baseline: float
     internal_batch_size: int
 
     def __post_init__(self) -> None:
-        check_positive(window=self.window, stride=self.stride, internal_batch_size=self.internal_batch_size)
-        if self.stride > self.window:
+        given = {"window": self.window, "stride": self.stride, "internal_batch_size": self.internal_batch_size}
+        check_positive(**{name: value for name, value in given.items() if value is not None})
+        if self.window is not None and self.stride is not None and self.stride > self.window:
             raise ValueError(f"stride={self.stride}: expected at most window={self.window}, or pixels are left out")
 
     def attribute(self, net: nn.Module, images: Tensor) -> Tensor:
-        """[N, 3, H, W] -> [N, H, W] in logits; ValueError when the window does not fit into the images."""
+        """[N, 3, H, W] -> [N, H, W] in logits; ValueError when window, stride and images do not fit together."""
         check_images(images)
-        if self.window > min(images.shape[-2:]):
-            raise ValueError(f"window={self.window}: expected at most the side of the images {list(images.shape[-2:])}")
+        window, stride = self.sizes(min(images.shape[-2:]))
 
         def over_all(size: int) -> Tensor:
-            return torch.cat([self._one(net, film, size) for film in torch.split(images, 1)])
+            return torch.cat([self._one(net, film, window, stride, size) for film in torch.split(images, 1)])
 
         with evaluating(net), torch.no_grad():
             return halved_until_it_fits(over_all, batch_for(net, images[:1], self.internal_batch_size, gradients=False))
 
-    def _one(self, net: nn.Module, film: Tensor, batch: int) -> Tensor:
+    def sizes(self, side: int) -> tuple[int, int]:
+        """(window, stride) in pixels for images of that side."""
+        window = max(1, round(side / 7)) if self.window is None else self.window
+        stride = max(1, window // 2) if self.stride is None else self.stride
+        if window > side:
+            raise ValueError(f"window={window}: expected at most the side of the images, {side}")
+        if stride > window:
+            raise ValueError(f"stride={stride}: expected at most window={window}, or pixels are left out")
+        return window, stride
+
+    def _one(self, net: nn.Module, film: Tensor, window: int, stride: int, batch: int) -> Tensor:
         """[1, 3, H, W] -> [1, H, W]: a window covers the three channels at once, so all carry the same fall."""
         falls: Tensor = attr.Occlusion(net).attribute(
-            film, sliding_window_shapes=(3, self.window, self.window), strides=(3, self.stride, self.stride),
+            film, sliding_window_shapes=(3, window, window), strides=(3, stride, stride),
             baselines=float(self.baseline), perturbations_per_eval=batch,
         )  # fmt: skip
         return falls[:, 0]

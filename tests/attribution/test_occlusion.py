@@ -29,7 +29,14 @@ def test_a_pixel_has_the_mean_of_the_windows_that_cover_it():
 
 
 def test_a_window_larger_than_the_film_or_a_stride_that_skips_pixels_is_refused():
-    with pytest.raises(ValueError, match=r"window=32.*17, 17"):
-        method_of("occlusion").attribute(small_cnn(), random_films(1, 17))
+    with pytest.raises(ValueError, match=r"window=32.*17"):
+        method_of("occlusion", window=32).attribute(small_cnn(), random_films(1, 17))
     with pytest.raises(ValueError, match="stride=9: expected at most window=8"):
         method_of("occlusion", window=8, stride=9)
+
+
+def test_by_default_the_window_is_a_seventh_of_the_film_and_moves_by_half():
+    method = method_of("occlusion")
+    assert [method.sizes(side) for side in (224, 64, 7)] == [(32, 16), (9, 4), (1, 1)]
+    with pytest.raises(ValueError, match="stride=40: expected at most window=32"):
+        method_of("occlusion", stride=40).sizes(224)

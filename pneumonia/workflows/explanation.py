@@ -1,0 +1,292 @@
+"""Explain films with one attribution method, and show what each layer makes of one: sheets, arrays, TensorBoard.
+
+Layout    <output>/<attribution>/<outcome>.png   a contact sheet: film, overlay, scale
+          <output>/<attribution>/<outcome>.npz   attribution float32 [N, H, W], film uint8 [N, H, W], path str [N],
+                                                 probability [N]; LIME's superpixels too, int64 [N, H, W]
+          <output>/<attribution>/<outcome>.json  what it was computed with
+          <output>/activations.png
+Everything is computed before the first file is written; every file appears whole.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pneumonia.attribution.activations import activations
+from pneumonia.attribution.contract import Method, evaluating
+from pneumonia.attribution.superpixel import Explanation, Lime
+from pneumonia.build import build
+from pneumonia.data.records import CLASSES
+from pneumonia.report import overlays
+from pneumonia.report.figures import save
+from pneumonia.settings import OUTCOMES, ExplainConfig, UserError
+from pneumonia.training.checkpoint import load_classifier
+from pneumonia.workflows.predictions import sigmoid
+from pneumonia.workflows.record import write_json
+from pneumonia.workflows.selection import NAMES, Film, Request, films_to_explain, pictured
+
+log = logging.getLogger(__name__)
+
+TITLES = {
+    "lime": "LIME", "saliency": "saliency", "integrated_gradients": "integrated gradients", "gradcam": "Grad-CAM",
+    "guided_gradcam": "guided Grad-CAM", "occlusion": "occlusion", "gradient_shap": "gradient SHAP",
+    "deeplift": "DeepLIFT", "smoothgrad": "SmoothGrad",
+}  # fmt: skip
+UNITS = {"saliency": "logit / grey", "smoothgrad": "logit / grey", "gradcam": "", "guided_gradcam": ""}
+COARSE = ("lime", "occlusion", "gradcam")  # drawn as they are; the others pixel by pixel, smoothed for the eye
+FOR_THE_EYE = 1 / 112  # of the side: 2 pixels at 224
+TOLERANCE = 0.05  # of a probability computed here against predictions.csv: other precision, not other films
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """The films of one sheet with their maps [N, H, W], probabilities [N] and, of LIME, what it fitted."""
+
+    films: list[Film]
+    maps: NDArray[np.float32]
+    probability: list[float]
+    fitted: list[Explanation]
+
+
+def explain_films(config: ExplainConfig) -> None:
+    """What `python -m pneumonia.explain` does from start to end."""
+    request, net = ready(films_to_explain(config), config.accelerator)
+    for note in request.notes:
+        log.info(note)
+    only = config.activations == "only"
+    name, method = method_of(config.attribution)
+    sheets: dict[str, Sheet] = {}
+    shown: list[Any] = []
+    with told_plainly("activations" if only else f"attribution={name}"):
+        if not only:
+            sheets = {outcome: explained(method, net, films) for outcome, films in request.sheets.items()}
+        if config.activations:
+            image = images_of(request.films[:1], net)
+            shown = activations(net, image, config.channel, config.relu, config.layers)
+    for sheet in sheets.values():
+        warn_of_other_probabilities(sheet)
+    try:
+        if sheets:
+            write_sheets(config, request, name, method, sheets)
+        if shown:
+            write_activations(config, request, shown)
+    except OSError as error:
+        raise UserError(f"{request.output} can't be written to: {error}. Set output=/a/writable/folder.") from error
+
+
+def ready(request: Request, accelerator: str) -> tuple[Request, nn.Module]:
+    """The net on its device in eval mode, and the request with pixels of the net's size. Raises UserError."""
+    classifier = load_classifier(request.checkpoint)
+    net = classifier.net
+    device = device_of(accelerator)
+    try:
+        net = net.to(device)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"accelerator={accelerator}: the model does not fit on the device; free memory or type accelerator=cpu."
+        ) from error
+    if request.image_size is None:
+        request = pictured(replace(request, image_size=int(str(net.image_size))), "/", "images")
+    return request, net.eval()
+
+
+def device_of(accelerator: str) -> torch.device:
+    """Raises UserError when a GPU is asked for and there is none."""
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("accelerator=gpu: no CUDA GPU is visible here. Type accelerator=cpu, or mend the driver.")
+    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def method_of(spec: Mapping[str, Any]) -> tuple[str, Method]:
+    """(name in conf/attribution, method)."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return str(HydraConfig.get().runtime.choices["attribution"]), build("attribution", spec)
+
+
+@contextmanager
+def told_plainly(what: str) -> Iterator[None]:
+    """A layer that is not there, a window that does not fit, no room on the device: one line of what and why."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{what}: {error}") from error
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        told = str(error).splitlines()[0] if isinstance(error, MemoryError) else "the device is out of memory"
+        raise UserError(f"{what}: {told}. Type accelerator=cpu, or a smaller internal_batch_size.") from error
+
+
+def images_of(films: list[Film], net: nn.Module) -> Tensor:
+    """Films as the net takes them, float [N, 3, S, S] in [0, 1] on its device."""
+    pixels = np.stack([film.pixels for film in films if film.pixels is not None])
+    grey = torch.from_numpy(pixels).to(next(net.parameters()).device).float() / 255
+    return grey[:, None].expand(-1, 3, -1, -1).contiguous()
+
+
+def explained(method: Method, net: nn.Module, films: list[Film]) -> Sheet:
+    """Maps of the films, one after another where LIME fits a model to each."""
+    images = images_of(films, net)
+    fitted = method.explain(net, images) if isinstance(method, Lime) else []
+    maps = np.stack([fit.painted() for fit in fitted]) if fitted else method.attribute(net, images).cpu().numpy()
+    with evaluating(net), torch.inference_mode():
+        logits = [float(net(image[None])) for image in images]
+    return Sheet(films, maps, [sigmoid(logit) for logit in logits], fitted)
+
+
+def warn_of_other_probabilities(sheet: Sheet) -> None:
+    """The film that is explained should be the film that was called."""
+    pairs = [(film, p) for film, p in zip(sheet.films, sheet.probability, strict=True) if film.probability is not None]
+    differ = [(film, p) for film, p in pairs if abs(p - (film.probability or 0)) > TOLERANCE]
+    if differ:
+        film, p = differ[0]
+        log.warning(
+            "%d of %d films have another probability than in predictions.csv (%s: %.3f, there %.3f): other weights or "
+            "other pixels", len(differ), len(pairs), film.path, p, film.probability,
+        )  # fmt: skip
+
+
+def write_sheets(
+    config: ExplainConfig, request: Request, name: str, method: Method, sheets: Mapping[str, Sheet]
+) -> None:
+    """PNG, arrays and settings of every outcome; of one that has no films now, an earlier call's are removed."""
+    figures = {outcome: drawn(config, request, name, method, outcome, sheet) for outcome, sheet in sheets.items()}
+    folder = request.output / name
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.select == "all" and config.images is None:
+        for empty in set(OUTCOMES) - set(sheets):
+            for suffix in (".png", ".npz", ".json"):
+                (folder / f"{empty}{suffix}").unlink(missing_ok=True)
+    for outcome, sheet in sheets.items():
+        save(figures[outcome], folder / f"{outcome}.png")
+        write_arrays(folder / f"{outcome}.npz", sheet)
+        content = {
+            "attribution": config.attribution, "checkpoint": str(request.checkpoint), "pick": config.pick,
+            "seed": config.seed, "split": config.split, "threshold": request.threshold,
+            "films": [film.path for film in sheet.films], "of": request.totals[outcome],
+        }  # fmt: skip
+        write_json(folder / f"{outcome}.json", content)
+        if request.run is not None:
+            into_tensorboard(request.run, f"explanations/{name}/{outcome}", folder / f"{outcome}.png")
+        log.info("%s", folder / f"{outcome}.png")
+
+
+def drawn(config: ExplainConfig, request: Request, name: str, method: Method, outcome: str, sheet: Sheet) -> Any:
+    """The contact sheet of one outcome."""
+    side = sheet.maps.shape[-1]
+    smooth = 0.0 if name in COARSE else side * FOR_THE_EYE
+    shown = [drawn_film(*row) for row in zip(sheet.films, sheet.maps, sheet.probability, strict=True)]
+    if isinstance(method, Lime):
+        shown = [with_regions(film, fit, method.num_features) for film, fit in zip(shown, sheet.fitted, strict=True)]
+    return overlays.contact_sheet(
+        shown,
+        f"{NAMES[outcome].capitalize()}: {TITLES.get(name, name)}",
+        f"n = {len(sheet.films)} of {request.totals[outcome]}",
+        unit_of(name, method),
+        config.palette,
+        sign_of(method),
+        smooth,
+        " \N{MIDDLE DOT} ".join(text for text in notes(config, request, method, outcome, smooth) if text),
+    )
+
+
+def drawn_film(film: Film, attribution: NDArray[np.float32], probability: float) -> overlays.Explained:
+    """What the sheet shows of a film, with the probability that predictions.csv has, where it has one."""
+    assert film.pixels is not None
+    called = probability if film.probability is None else film.probability
+    truth = "" if film.label is None else CLASSES[film.label]
+    return overlays.Explained(
+        film.pixels, attribution, Path(film.path).name, film.subtype, called, truth, opacity=film.mask
+    )
+
+
+def with_regions(film: overlays.Explained, fit: Explanation, num_features: int) -> overlays.Explained:
+    """The strongest superpixels alone, outlined."""
+    painted = fit.painted(num_features)
+    regions = [fit.segments == number for number in np.unique(fit.segments[painted != 0])]
+    return replace(film, attribution=painted, regions=regions)
+
+
+def sign_of(method: Any) -> str:
+    """Whether a map tells for from against."""
+    if getattr(method, "absolute", False):
+        return "magnitude"
+    return "for" if getattr(method, "relu", False) else "signed"
+
+
+def unit_of(name: str, method: Any) -> str:
+    """What an attribution of 1 is."""
+    return str(getattr(method, "output", UNITS.get(name, "logit")))
+
+
+def notes(config: ExplainConfig, request: Request, method: Any, outcome: str, smooth: float) -> list[str]:
+    """The footnote of a sheet: how films were chosen, what was drawn, whose films they are."""
+    mistakes = outcome == "most_confident_mistakes"
+    how = {
+        "random": f"drawn from seed {config.seed}", "most_confident": "the most confident ones",
+        "least_confident": "the least confident ones",
+    }[config.pick]  # fmt: skip
+    masked = any(film.mask is not None for film in request.films)
+    return [
+        "" if outcome == "images" else request.locked,
+        "" if outcome == "images" else "the most confident ones" if mistakes else how,
+        f"the {method.num_features} strongest superpixels, outlined" if isinstance(method, Lime) else "",
+        f"smoothed by {smooth:.1f} px for the eye" if smooth else "",
+        "yellow line: the true opacity" if masked else "",
+        "frame: the true class, orange pneumonia, blue normal" if outcome != "images" else "",
+        request.source,
+    ]
+
+
+def write_arrays(file: Path, sheet: Sheet) -> None:
+    """The .npz of a sheet, through a temporary name; nothing in it needs pickle."""
+    arrays: dict[str, Any] = {
+        "attribution": sheet.maps,
+        "film": np.stack([film.pixels for film in sheet.films if film.pixels is not None]),
+        "path": np.array([film.path for film in sheet.films]),
+        "probability": np.array(sheet.probability),
+    }
+    if sheet.fitted:
+        arrays["segments"] = np.stack([fit.segments for fit in sheet.fitted])
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as stream:
+            np.savez_compressed(stream, **arrays)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def into_tensorboard(run: Path, tag: str, png: Path) -> None:
+    """Show a sheet under Images of the run's TensorBoard."""
+    from PIL import Image
+    from torch.utils.tensorboard import SummaryWriter
+
+    with Image.open(png) as picture, SummaryWriter(str(run / "tensorboard")) as writer:
+        writer.add_image(tag, np.asarray(picture.convert("RGB")), dataformats="HWC")
+
+
+def write_activations(config: ExplainConfig, request: Request, shown: list[Any]) -> None:
+    """One sheet of what each layer makes of the first film."""
+    film = request.films[0]
+    channel = config.channel if isinstance(config.channel, str) else f"number {config.channel}"
+    what = "mean over the channels" if channel == "mean" else f"{channel} channel"
+    figure = overlays.activation_sheet(
+        [(item.layer, item.kind, item.map) for item in shown],
+        f"Activations of {Path(film.path).name}: {what} of each layer, {config.relu} ReLU",
+        f"n = {len(shown)} maps",
+        request.source,
+    )
+    request.output.mkdir(parents=True, exist_ok=True)
+    save(figure, request.output / "activations.png")
+    if request.run is not None:
+        into_tensorboard(request.run, "explanations/activations", request.output / "activations.png")
+    log.info("%s", request.output / "activations.png")

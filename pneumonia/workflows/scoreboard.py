@@ -1,0 +1,244 @@
+"""Rank the attribution methods of a run by what they know of its model.
+
+Layout    <run>/explanations/scoreboard.csv    a row a method: rank, then mean, low and high of every measure
+          <run>/explanations/scoreboard.json   the same, with n, the methods' agreement, the films and the settings
+          <run>/explanations/scoreboard.png
+Rank      mean of a method's places in the measures that have a better end; the others only describe. 95 %
+          intervals by percentile bootstrap over films, one film a patient.
+"""
+
+import csv
+import io
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import bootstrap, rankdata
+from torch import Tensor, nn
+
+from pneumonia.attribution.agreement import agreement, randomised, rank_correlation, seed_stability
+from pneumonia.attribution.contract import Method
+from pneumonia.attribution.faithfulness import deletion_auc, infidelity, insertion_auc, max_sensitivity
+from pneumonia.attribution.pointing import central_share, iou_at_equal_area, mass_in_mask, pointing_game
+from pneumonia.build import build
+from pneumonia.evaluation.intervals import wilson
+from pneumonia.report.figures import save
+from pneumonia.report.scoreboard import Measure, scoreboard
+from pneumonia.settings import ScoreboardConfig, UserError
+from pneumonia.workflows.explanation import TITLES, images_of, into_tensorboard, ready, told_plainly
+from pneumonia.workflows.record import write_json
+from pneumonia.workflows.selection import NAMES, Request, films_to_score
+
+log = logging.getLogger(__name__)
+
+Values = NDArray[np.float64]
+
+MEASURES = (
+    Measure("pointing", "true opacity hit by the maximum", "higher"),
+    Measure("mass", "share inside the true opacity", "higher"),
+    Measure("iou", "overlap with the true opacity", "higher"),
+    Measure("deletion", "deletion AUC", "lower"),
+    Measure("insertion", "insertion AUC", "higher"),
+    Measure("infidelity", "infidelity, logit squared", "lower"),
+    Measure("max_sensitivity", "max-sensitivity", "lower"),
+    Measure("stability", "stability over seeds", "higher"),
+    Measure("randomised", "likeness under random weights", "nearer 0"),
+    Measure("randomised_pointing", "opacity hit with random weights", ""),
+    Measure("agreement", "agreement with the others", ""),
+    Measure("central_share", "share in the central field", ""),
+    Measure("seconds", "seconds a film", ""),
+)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every method is measured on: the net, a randomised copy, films [N, 3, H, W], masks of phantoms [N, H, W]."""
+
+    net: nn.Module
+    random: nn.Module
+    images: Tensor
+    masks: Tensor | None
+    config: ScoreboardConfig
+
+
+def score_methods(config: ScoreboardConfig) -> None:
+    """What `python -m pneumonia.scoreboard` does from start to end."""
+    request, net = ready(films_to_score(config), config.accelerator)
+    names = list(config.methods or config.attributions)
+    methods: dict[str, Method] = {name: build(f"attributions.{name}", config.attributions[name]) for name in names}
+    bench = bench_of(request, net, config)
+    log.info("%d films, %s; %s", len(bench.images), NAMES.get(config.select, "all outcomes"), request.locked)
+    values: dict[str, dict[str, Values]] = {}
+    maps: dict[str, Tensor] = {}
+    for name, method in methods.items():
+        started = time.perf_counter()
+        with told_plainly(f"attributions.{name}"):
+            maps[name], values[name] = measured(method, bench)
+        log.info("%-22s measured in %.1f s", name, time.perf_counter() - started)
+    table = agreement({name: attribution.cpu() for name, attribution in maps.items()})
+    if len(names) > 1:
+        for place, name in enumerate(names):
+            values[name]["agreement"] = np.delete(table[:, place], place, axis=1).mean(axis=1)
+    try:
+        write_scoreboard(config, request, values, table)
+    except OSError as error:
+        raise UserError(f"{request.output} can't be written to: {error}. Mend its permissions.") from error
+
+
+def bench_of(request: Request, net: nn.Module, config: ScoreboardConfig) -> Bench:
+    """The films on the device, and the masks where every film has one (a normal film has none)."""
+    images = images_of(request.films, net)
+    masks = [film.mask for film in request.films if film.mask is not None]
+    known = torch.from_numpy(np.stack(masks)).to(images.device) if len(masks) == len(images) else None
+    return Bench(net, randomised(net, config.seed).eval(), images, known, config)
+
+
+def measured(method: Method, bench: Bench) -> tuple[Tensor, dict[str, Values]]:
+    """The maps [N, H, W] of a method and every measure of them, [N] each."""
+    config, net, images = bench.config, bench.net, bench.images
+    started = time.perf_counter()
+    maps = method.attribute(net, images)
+    seconds = (time.perf_counter() - started) / len(images)
+    untrained = method.attribute(bench.random, images)
+    noisy = config.noisy_lime if hasattr(method, "num_samples") else config.noisy
+    found: dict[str, Any] = {
+        "deletion": deletion_auc(net, images, maps, config.steps),
+        "insertion": insertion_auc(net, images, maps, config.steps),
+        "infidelity": infidelity(net, images, maps, config.perturbations, seed=config.seed),
+        "max_sensitivity": max_sensitivity(method, net, images, noisy, seed=config.seed),
+        "stability": seed_stability(method, net, images, range(config.seed, config.seed + config.seeds)),
+        "randomised": rank_correlation(maps.abs(), untrained.abs()),
+        "central_share": central_share(maps),
+        "seconds": np.full(len(images), seconds),
+    }
+    if bench.masks is not None:
+        found |= {
+            "pointing": pointing_game(maps, bench.masks), "mass": mass_in_mask(maps, bench.masks),
+            "iou": iou_at_equal_area(maps, bench.masks),
+            "randomised_pointing": pointing_game(untrained, bench.masks),
+        }  # fmt: skip
+    return maps, {name: as_array(value) for name, value in found.items()}
+
+
+def as_array(value: Any) -> Values:
+    return np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value, np.float64)
+
+
+def interval(values: Values, resamples: int, seed: int, hits: bool = False) -> dict[str, float | int | None]:
+    """Mean of the defined values with its 95 % interval over films; None where none is defined.
+
+    `hits` and misses get Wilson's interval; a value that is the same for all films, as a timing, has none of width.
+    """
+    defined = values[np.isfinite(values)]
+    if not defined.size:
+        return {"mean": None, "low": None, "high": None, "n": 0}
+    mean = float(defined.mean())
+    low = high = mean
+    if hits and set(np.unique(defined)) <= {0.0, 1.0}:  # hits of all films would have no bootstrap interval at all
+        low, high = wilson(int(defined.sum()), defined.size) or (mean, mean)
+    elif defined.size > 1 and np.ptp(defined) > 0:
+        drawn = bootstrap(
+            (defined,), np.mean, n_resamples=resamples, method="percentile", rng=np.random.default_rng(seed), batch=200
+        ).confidence_interval
+        low, high = float(drawn.low), float(drawn.high)
+    return {"mean": mean, "low": low, "high": high, "n": int(defined.size)}
+
+
+def ranks(means: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Each method's mean place over the measures that have a better end; 1 is best, a tie shares its places.
+
+    A measure that a method has no value for puts it last there.
+    """
+    places = []
+    for measure in MEASURES:
+        column = [means[name].get(measure.name, {}).get("mean") for name in means]
+        if not measure.better or all(value is None for value in column):
+            continue
+        places.append(rankdata([np.inf if value is None else badness(measure, value) for value in column]))
+    mean = np.mean(places, axis=0)
+    return dict(zip(means, mean.tolist(), strict=True))
+
+
+def badness(measure: Measure, value: float) -> float:
+    """The lower, the better."""
+    return {"higher": -value, "lower": value, "nearer 0": abs(value)}[measure.better]
+
+
+def write_scoreboard(
+    config: ScoreboardConfig, request: Request, values: Mapping[str, Mapping[str, Values]], table: Values
+) -> None:
+    """The table in three forms, and on the terminal; best method first."""
+    means = {
+        name: {key: interval(column, config.resamples, config.seed, "pointing" in key) for key, column in found.items()}
+        for name, found in values.items()
+    }
+    place = ranks(means)
+    order = sorted(means, key=lambda name: (place[name], name))
+    measures = [m for m in MEASURES if any(m.name in means[name] for name in order)]
+    names = list(values)
+    shown = [names.index(name) for name in order]
+    mean_table = table.mean(axis=0)[np.ix_(shown, shown)]
+    figure = scoreboard(
+        [TITLES.get(name, name) for name in order],
+        [place[name] for name in order],
+        measures,
+        {m.name: [means[name].get(m.name, {}) for name in order] for m in measures},
+        mean_table,
+        f"n = {len(request.films)} {NAMES.get(config.select, 'films')}, one a patient; 95 % intervals over films",
+        f"{request.locked} \N{MIDDLE DOT} {request.source}",
+    )
+    request.output.mkdir(parents=True, exist_ok=True)
+    write_csv(request.output / "scoreboard.csv", order, place, measures, means)
+    content = {
+        "n": len(request.films), "select": config.select, "split": config.split, "threshold": request.threshold,
+        "films": [film.path for film in request.films],
+        "measures": {m.name: {"what": m.title, "better": m.better or None} for m in measures},
+        "methods": {name: {"rank": place[name]} | means[name] for name in order},
+        "agreement": {"methods": order, "table": [[clean(cell) for cell in row] for row in mean_table.tolist()]},
+        "settings": asdict(config),
+    }  # fmt: skip
+    write_json(request.output / "scoreboard.json", content)
+    save(figure, request.output / "scoreboard.png")
+    if request.run is not None:
+        into_tensorboard(request.run, "explanations/scoreboard", request.output / "scoreboard.png")
+    log_table(order, place, measures, means)
+    log.info("%s", request.output / "scoreboard.png")
+
+
+def clean(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def write_csv(
+    file: Path, order: list[str], place: Mapping[str, float], measures: list[Measure], means: Mapping[str, Any]
+) -> None:
+    """One row a method, through a temporary name; an empty cell has no value."""
+    stream = io.StringIO()
+    writer = csv.writer(stream)
+    writer.writerow(["method", "rank", *(f"{m.name}{part}" for m in measures for part in ("", "_low", "_high"))])
+    for name in order:
+        cells = [means[name].get(m.name, {}).get(part) for m in measures for part in ("mean", "low", "high")]
+        writer.writerow([name, f"{place[name]:.3g}", *("" if cell is None else f"{cell:.6g}" for cell in cells)])
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text(stream.getvalue(), encoding="utf-8", newline="")
+    os.replace(temporary, file)
+
+
+def log_table(order: list[str], place: Mapping[str, float], measures: list[Measure], means: Mapping[str, Any]) -> None:
+    """Means on the terminal, best method first; the sign beside a measure says which end is better."""
+    sign = {"higher": " +", "lower": " -", "nearer 0": " 0", "": ""}
+    heads = [f"{m.name}{sign[m.better]}" for m in measures]
+    log.info("%-21s%6s%s", "method", "rank", "".join(f"{head:>{len(head) + 2}}" for head in heads))
+    for name in order:
+        cells = [means[name].get(m.name, {}).get("mean") for m in measures]
+        texts = ["-" if cell is None else f"{cell:.3g}" for cell in cells]
+        row = "".join(f"{text:>{len(head) + 2}}" for text, head in zip(texts, heads, strict=True))
+        log.info("%-21s%6.2f%s", name, place[name], row)
+    log.info("rank: mean place over the measures marked + (higher is better), - (lower) and 0 (nearer 0)")

@@ -1,0 +1,209 @@
+"""`python -m pneumonia.explain` on a finished run: the right films, the right pixels, sheets that can be found."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from numpy.typing import NDArray
+from PIL import Image
+
+from pneumonia.data.decode import read_film
+from pneumonia.training.checkpoint import load_classifier
+
+Command = Callable[..., None]
+METHODS = (
+    "deeplift", "gradcam", "gradient_shap", "guided_gradcam", "integrated_gradients", "lime", "occlusion", "saliency",
+    "smoothgrad",
+)  # fmt: skip
+QUICK = {"lime": ("attribution.num_samples=40",), "integrated_gradients": ("attribution.n_steps=5",)}
+
+
+@pytest.fixture
+def finished(run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to be explained in."""
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+def predictions(folder: Path) -> dict[str, dict[str, str]]:
+    with (folder / "predictions.csv").open() as stream:
+        return {row["path"]: row for row in csv.DictReader(stream) if row["split"] == "test"}
+
+
+def outcome(row: dict[str, str], threshold: float) -> str:
+    called = float(row["probability"]) >= threshold
+    return ("tp" if called else "fn") if row["label"] == "1" else ("fp" if called else "tn")
+
+
+def middle(folder: Path) -> float:
+    """A threshold that leaves films in at least three outcomes: the median probability."""
+    return float(np.median([float(row["probability"]) for row in predictions(folder).values()]))
+
+
+def arrays(file: Path) -> dict[str, NDArray]:
+    with np.load(file, allow_pickle=False) as content:
+        return dict(content)
+
+
+def test_every_sheet_holds_films_of_its_outcome_and_what_the_method_says_of_them(
+    command: Command, finished: Path, phantoms: Path
+) -> None:
+    threshold = middle(finished)
+    command("explain", f"run={finished}", "attribution=saliency", "count=3", f"threshold={threshold}")
+    folder = finished / "explanations" / "saliency"
+    rows = predictions(finished)
+    there = {outcome(row, threshold) for row in rows.values()}
+    assert {file.stem for file in folder.glob("*.png")} == {file.stem for file in folder.glob("*.npz")} == there
+    net = load_classifier(finished / "checkpoints" / "best.ckpt").net
+    for name in there:
+        found = arrays(folder / f"{name}.npz")
+        assert found["attribution"].dtype == np.float32
+        assert len(found["path"]) == min(3, sum(outcome(row, threshold) == name for row in rows.values()))
+        for path, film, attribution in zip(found["path"], found["film"], found["attribution"], strict=True):
+            assert outcome(rows[str(path)], threshold) == name
+            assert np.array_equal(film, read_film(phantoms / str(path), 32, "squash"))
+            image = (torch.from_numpy(film).float() / 255).expand(1, 3, -1, -1).clone().requires_grad_()
+            [gradient] = torch.autograd.grad(net(image).sum(), image)
+            np.testing.assert_allclose(attribution, gradient[0].sum(0).abs(), atol=1e-5, rtol=1e-4)
+
+
+def test_the_threshold_that_evaluate_locked_decides_the_outcomes(command: Command, finished: Path) -> None:
+    threshold = middle(finished)
+    (finished / "evidence.json").write_text(json.dumps({"operating_point": {"threshold": threshold}}))
+    command("explain", f"run={finished}", "attribution=gradcam", "count=300")
+    files = (finished / "explanations" / "gradcam").glob("*.json")
+    told = {file.stem: json.loads(file.read_text()) for file in files}
+    assert all(sheet["threshold"] == threshold for sheet in told.values())
+    rows = predictions(finished)
+    assert {path for sheet in told.values() for path in sheet["films"]} == set(rows)
+    assert all(outcome(rows[path], threshold) == name for name, sheet in told.items() for path in sheet["films"])
+
+
+def test_the_same_call_gives_the_same_bytes_and_another_seed_other_films(command: Command, finished: Path) -> None:
+    typed = (f"run={finished}", "attribution=lime", "attribution.num_samples=40", "select=tp", "count=2", "threshold=0")
+    folder = finished / "explanations" / "lime"
+    seen = []
+    for seed in (0, 0, 1):
+        command("explain", *typed, f"seed={seed}")
+        seen.append([(folder / name).read_bytes() for name in ("tp.png", "tp.npz")])
+    assert seen[0] == seen[1] != seen[2]
+    found = arrays(folder / "tp.npz")
+    assert found["segments"].shape == found["attribution"].shape
+    for segments, attribution in zip(found["segments"], found["attribution"], strict=True):
+        assert all(np.ptp(attribution[segments == number]) == 0 for number in np.unique(segments))
+
+
+def test_mistakes_come_with_the_most_confident_first_and_pick_goes_by_distance(
+    command: Command, finished: Path
+) -> None:
+    threshold, rows = middle(finished), predictions(finished)
+    base = (f"run={finished}", "attribution=gradcam", "count=4", f"threshold={threshold}")
+    command("explain", *base, "select=most_confident_mistakes")
+    folder = finished / "explanations" / "gradcam"
+    shown = arrays(folder / "most_confident_mistakes.npz")["path"].tolist()
+    wrong = {p: abs(int(r["label"]) - float(r["probability"])) for p, r in rows.items()}
+    mistakes = [p for p, r in rows.items() if outcome(r, threshold) in ("fp", "fn")]
+    assert sorted((wrong[p] for p in mistakes), reverse=True)[:4] == [wrong[p] for p in shown]
+    command("explain", *base, "select=tn", "pick=least_confident")
+    assert (folder / "most_confident_mistakes.png").exists()  # another call, another sheet
+    nearest = [abs(float(rows[p]["probability"]) - threshold) for p in arrays(folder / "tn.npz")["path"]]
+    every = [abs(float(r["probability"]) - threshold) for r in rows.values() if outcome(r, threshold) == "tn"]
+    assert nearest == sorted(every)[:4]
+    command("explain", *base[:-1], "threshold=0")  # nothing is negative now: that sheet would tell of another threshold
+    assert {file.stem for file in folder.glob("*.png")} == {"most_confident_mistakes", "tp", "fp"}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_explains_any_image_with_a_checkpoint_alone(
+    command: Command, run: Path, phantoms: Path, tmp_path: Path, name: str
+) -> None:
+    film = next(iter(sorted((phantoms / "test" / "PNEUMONIA").iterdir())))
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    command("explain", f"checkpoint={checkpoint}", f"images={film}", f"attribution={name}", *QUICK.get(name, ()))
+    found = arrays(tmp_path / "explanations" / name / "images.npz")
+    assert found["attribution"].shape == (1, 32, 32) and np.isfinite(found["attribution"]).all()
+    with Image.open(tmp_path / "explanations" / name / "images.png") as sheet:
+        assert min(sheet.size) > 300
+
+
+def test_images_go_through_the_run_s_own_preprocessing(
+    command: Command, finished: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    file = finished / ".hydra" / "config.yaml"
+    settings = yaml.safe_load(file.read_text())
+    settings["data"]["resize"] = "pad"
+    file.write_text(yaml.safe_dump(settings))
+    folder = phantoms / "test" / "NORMAL"
+    command("explain", f"checkpoint={finished}/checkpoints/best.ckpt", f"images={folder}", "attribution=gradcam")
+    found = arrays(tmp_path / "explanations" / "gradcam" / "images.npz")
+    assert len(found["path"]) == 6
+    for path, film in zip(found["path"], found["film"], strict=True):
+        assert np.array_equal(film, read_film(Path(str(path)), 32, "pad"))
+
+
+def test_films_that_were_moved_are_found_again(
+    command: Command, capsys: pytest.CaptureFixture[str], finished: Path, films_copy: Path
+) -> None:
+    told = json.loads((finished / "run.json").read_text())
+    (finished / "run.json").write_text(json.dumps(told | {"data_root": "/nowhere"}))
+    typed = (f"run={finished}", "attribution=gradcam", "count=1", "threshold=0", "select=tp")
+    with pytest.raises(SystemExit):
+        command("explain", *typed)
+    assert "root=/where/they/lie/now" in capsys.readouterr().err
+    command("explain", *typed, f"root={films_copy}")
+    assert (finished / "explanations" / "gradcam" / "tp.png").exists()
+
+
+def test_activations_alone_and_beside_an_attribution(command: Command, finished: Path) -> None:
+    typed = (f"run={finished}", "attribution=gradcam", "count=1", "select=tp", "threshold=0")
+    command("explain", *typed, "activations=only", "channel=strongest", "relu=after")
+    assert [file.name for file in (finished / "explanations").iterdir()] == ["activations.png"]
+    command("explain", *typed, "activations=true", "channel=3", "layers=[input,features.3]")
+    assert sorted(file.name for file in (finished / "explanations").iterdir()) == ["activations.png", "gradcam"]
+
+
+def test_sheets_stand_in_the_run_s_tensorboard(command: Command, finished: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    command("explain", f"run={finished}", "attribution=gradcam", "count=1", "select=tp", "threshold=0")
+    written = [EventAccumulator(str(file)).Reload() for file in (finished / "tensorboard").glob("events*")]
+    assert "explanations/gradcam/tp" in {tag for events in written for tag in events.Tags()["images"]}
+
+
+def test_a_film_that_is_not_the_one_that_was_called_is_told(
+    command: Command, capfd: pytest.CaptureFixture[str], finished: Path
+) -> None:
+    file = finished / "predictions.csv"
+    with file.open() as stream:
+        rows = list(csv.DictReader(stream))
+    with file.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(row | {"probability": float(row["probability"]) / 2} for row in rows)
+    command("explain", f"run={finished}", "attribution=gradcam", "count=2", "select=tp", "threshold=0")
+    assert "2 of 2 films have another probability than in predictions.csv" in capfd.readouterr().out
+
+
+def test_films_are_found_and_checked_without_torch(run: Path) -> None:
+    probe = (
+        "import sys, pneumonia.explain, pneumonia.scoreboard\n"
+        "from pneumonia.settings import ExplainConfig, ScoreboardConfig\n"
+        f"pneumonia.explain.check(ExplainConfig(run={str(run)!r}))\n"
+        f"pneumonia.scoreboard.check(ScoreboardConfig(run={str(run)!r}, threshold=0.0))\n"
+        "sys.exit(bool({'torch', 'lightning', 'matplotlib'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", probe]).returncode == 0
+
+
+def test_a_sweep_over_methods_leaves_no_job_folders(command: Command, finished: Path) -> None:
+    typed = ("-m", f"run={finished}", "attribution=saliency,gradcam", "count=1", "select=tp", "threshold=0")
+    command("explain", *typed)
+    assert {file.name for file in (finished / "explanations").iterdir()} == {"saliency", "gradcam"}
+    assert {file.name for file in Path().iterdir()} == {"run", "multirun.yaml"}  # the latter is Hydra's

@@ -1,0 +1,157 @@
+"""`python -m pneumonia.scoreboard`: one table in three forms, and the ground truth of phantom films."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+Command = Callable[..., None]
+QUICK = ("steps=3", "perturbations=4", "noisy=1", "noisy_lime=1", "resamples=100")
+TRUTH = ("pointing", "mass", "iou")
+RANKED = (*TRUTH, "deletion", "insertion", "infidelity", "max_sensitivity", "stability", "randomised")
+
+
+@pytest.fixture
+def finished(run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+def scores(folder: Path) -> dict:
+    return json.loads((folder / "explanations" / "scoreboard.json").read_text())
+
+
+def test_every_method_is_in_the_table_the_picture_and_the_numbers(command: Command, finished: Path) -> None:
+    typed = (f"run={finished}", "threshold=0", "count=3", "attributions.lime.num_samples=40", *QUICK)
+    command("scoreboard", *typed, "attributions.integrated_gradients.n_steps=5", "attributions.smoothgrad.n_samples=5")
+    told = scores(finished)
+    assert told["n"] == 3 == len({Path(path).name.split("_")[0] for path in told["films"]})  # one film a patient
+    methods = told["methods"]
+    assert len(methods) == 9
+    ranks = [entry["rank"] for entry in methods.values()]
+    assert ranks == sorted(ranks) and np.mean(ranks) == pytest.approx(5)  # the mean of places 1 to 9
+    for entry in methods.values():
+        for name in (*RANKED, "agreement", "central_share", "seconds", "randomised_pointing"):
+            value = entry[name]
+            assert value["mean"] is None or value["low"] <= value["mean"] <= value["high"], (name, value)
+    table = np.array(told["agreement"]["table"], float)
+    assert table.shape == (9, 9) and np.allclose(table, table.T, equal_nan=True)
+    with (finished / "explanations" / "scoreboard.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["method"] for row in rows] == list(methods)
+    for row in rows:
+        mean = methods[row["method"]]["deletion"]["mean"]
+        assert float(row["deletion"]) == pytest.approx(mean, rel=1e-5)
+    assert (finished / "explanations" / "scoreboard.png").stat().st_size > 20_000
+
+
+def test_the_same_call_gives_the_same_numbers_but_for_the_seconds(command: Command, finished: Path) -> None:
+    seen = []
+    for _ in range(2):
+        command("scoreboard", f"run={finished}", "threshold=0", "count=3", "methods=[saliency,gradcam]", *QUICK)
+        methods = scores(finished)["methods"]
+        seen.append({name: {key: entry[key] for key in RANKED} for name, entry in methods.items()})
+    assert seen[0] == seen[1] and list(seen[0]) == list(seen[1])
+
+
+def test_films_without_known_opacity_leave_the_truth_out(command: Command, finished: Path, films_copy: Path) -> None:
+    shutil.rmtree(films_copy / "masks")
+    command(
+        "scoreboard", f"run={finished}", f"root={films_copy}", "threshold=0", "count=2", "methods=[gradcam]", *QUICK
+    )
+    entry = scores(finished)["methods"]["gradcam"]
+    assert not set(TRUTH) & set(entry) and entry["deletion"]["n"] == 2
+
+
+def test_ranks_by_hand() -> None:
+    from pneumonia.workflows.scoreboard import ranks
+
+    def row(pointing: float | None, deletion: float, randomised: float) -> dict:
+        values = {"pointing": pointing, "deletion": deletion, "randomised": randomised, "seconds": 1.0}
+        return {name: {"mean": value} for name, value in values.items()}
+
+    table = {"a": row(0.9, 0.2, -0.3), "b": row(0.9, 0.1, 0.1), "c": row(None, 0.3, 0.2)}
+    expected = {"a": (1.5 + 2 + 3) / 3, "b": (1.5 + 1 + 1) / 3, "c": (3 + 3 + 2) / 3}
+    assert ranks(table) == pytest.approx(expected)
+
+
+def test_intervals_of_hits_are_wilson_s_and_of_others_from_films() -> None:
+    from pneumonia.workflows.scoreboard import interval
+
+    hits = interval(np.ones(10), 200, 0, hits=True)
+    assert hits["low"] == pytest.approx(0.7225, abs=1e-3) and hits["high"] == 1  # 10 of 10 is not certainty
+    assert interval(np.ones(10), 200, 0)["low"] == 1  # a correlation of 1 in every film is no proportion
+    others = interval(np.array([0.2, 0.4, np.nan, 0.9]), 200, 0)
+    assert others["n"] == 3 and others["mean"] == pytest.approx(0.5)
+    assert 0.2 <= others["low"] < 0.5 < others["high"] <= 0.9
+    assert interval(np.array([np.nan]), 200, 0)["mean"] is None
+
+
+def truth(command: Command, folder: Path, methods: str, count: int) -> dict[str, dict]:
+    """Pointing at the true opacity in the true positives of the test films, with trained and with random weights."""
+    command("scoreboard", f"run={folder}", f"methods={methods}", f"count={count}", *QUICK)
+    told = scores(folder)
+    found = {
+        name: {key: entry[key]["mean"] for key in ("pointing", "randomised_pointing")} | {"n": entry["pointing"]["n"]}
+        for name, entry in told["methods"].items()
+    }
+    print(found)
+    return found
+
+
+def check_truth(found: dict[str, dict], fewest: int) -> None:
+    best = max(found, key=lambda name: found[name]["pointing"])
+    assert found[best]["n"] >= fewest
+    assert found[best]["pointing"] >= 0.8, found
+    assert all(entry["randomised_pointing"] <= 0.4 for entry in found.values()), found
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that learnt for five epochs from 400 phantoms: enough to look where it should."""
+    from pneumonia.train import main
+
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("PNEUMONIA_CACHE", str(folder / "cache"))
+        typed = ["data=synthetic", "data.phantoms=400", "epochs=5", "trainer=cpu", "hydra.run.dir=run"]
+        patch.setattr("sys.argv", ["pneumonia.train", *typed])
+        main()
+    return folder / "run"
+
+
+def test_a_trained_model_is_seen_to_look_at_the_opacity_and_a_random_one_is_not(
+    command: Command, trained: Path
+) -> None:
+    """A short training; the whole one is below. An opacity covers 15 % of a film: chance hits that often."""
+    found = truth(command, trained, "[deeplift,guided_gradcam]", 24)
+    check_truth(found, 12)
+    with pytest.raises(AssertionError):  # as it must, were the weights random
+        check_truth({name: entry | {"pointing": entry["randomised_pointing"]} for name, entry in found.items()}, 12)
+
+
+def test_on_a_trained_net_integrated_gradients_sum_to_the_change_in_logit_within_1_percent(
+    command: Command, trained: Path
+) -> None:
+    from pneumonia.attribution.faithfulness import completeness_error
+    from pneumonia.training.checkpoint import load_classifier
+
+    typed = (f"run={trained}", "attribution=integrated_gradients", "attribution.n_steps=300", "threshold=0", "count=3")
+    command("explain", *typed, "select=tp", "pick=most_confident")
+    with np.load(trained / "explanations" / "integrated_gradients" / "tp.npz") as found:
+        images = (torch.from_numpy(found["film"]).float() / 255)[:, None].expand(-1, 3, -1, -1).contiguous()
+        attribution = torch.from_numpy(found["attribution"])
+    net = load_classifier(trained / "checkpoints" / "best.ckpt").net
+    assert (completeness_error(net, images, attribution) < 0.01).all()
+
+
+@pytest.mark.slow
+def test_the_default_model_is_seen_to_look_at_the_opacity(command: Command, tmp_path: Path) -> None:
+    command("train", "data=synthetic", "trainer=cpu", "hydra.run.dir=run")
+    methods = "[integrated_gradients,deeplift,gradient_shap,guided_gradcam]"
+    check_truth(truth(command, tmp_path / "run", methods, 40), 35)
