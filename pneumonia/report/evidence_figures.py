@@ -6,6 +6,7 @@ The look is that of `figures`: Okabe and Ito, no pyplot. Validation is green and
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,8 +41,20 @@ def inline(figure: Figure) -> str:
 
 def inline_film(film: Film) -> str:
     """A film uint8 [S, S] as a small JPEG data URI."""
+    return jpeg_uri(Image.fromarray(film))
+
+
+def inline_sheet(file: Path, width: int = 1100) -> str:
+    """A picture file as a JPEG data URI at most `width` pixels wide."""
+    with Image.open(file) as picture:
+        sheet = picture.convert("RGB")
+    sheet.thumbnail((width, 10 * width))
+    return jpeg_uri(sheet)
+
+
+def jpeg_uri(picture: Image.Image) -> str:
     stream = io.BytesIO()
-    Image.fromarray(film).save(stream, format="JPEG", quality=82)
+    picture.save(stream, format="JPEG", quality=82)
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 

@@ -2,17 +2,19 @@
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pneumonia.data.decode import BadFilm, read_film
-from pneumonia.report.evidence_figures import inline_film
+from pneumonia.report.evidence_figures import inline_film, inline_sheet
 from pneumonia.workflows.sources import Source, class_name
 
 log = logging.getLogger(__name__)
 
 SIDE = 224  # pixels of a film in the report
+ROOM = 3_000_000  # bytes of explanation sheets in a report of at most 5 MB
 FACTS = (
     "status",
     "started",
@@ -47,8 +49,21 @@ def page_of(source: Source, evidence: Mapping[str, Any]) -> dict[str, Any]:
         "history": source.history,
         "credit": source.credit,
         "kermany": "Kermany" in source.credit,
+        "sheets": sheets_of(source.folder),
         "mistakes": [mistake | {"picture": picture_of(source, mistake["path"])} for mistake in named(evidence)],
     }
+
+
+def sheets_of(folder: Path) -> list[dict[str, str]]:
+    """The sheets that explain and scoreboard left in the run, as data URIs until ROOM is used up, then by name."""
+    sheets, used = [], 0
+    for file in sorted((folder / "explanations").rglob("*.png")):
+        picture = inline_sheet(file) if used < ROOM else ""
+        used += len(picture)
+        sheets.append(
+            {"name": file.relative_to(folder / "explanations").with_suffix("").as_posix(), "picture": picture}
+        )
+    return sheets
 
 
 def named(evidence: Mapping[str, Any]) -> list[dict[str, Any]]:
