@@ -1,5 +1,6 @@
 """The only door to Hydra's instantiate: a `_target_` outside the list below is refused, whoever wrote the file."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,8 +28,10 @@ def build(section: str, spec: Mapping[str, Any], **arguments: Any) -> Any:
         raise UserError(f"{section}._target_={target}: expected a name that starts with one of {', '.join(ALLOWED)}")
     given = {key: value for key, value in spec.items() if key != "_target_"}
     try:
-        return get_object(target)(**given, **arguments)
-    except (TypeError, ValueError) as error:
+        with warnings.catch_warnings():  # albumentations only warns of an argument that it does not know
+            warnings.filterwarnings("error", r"Argument\(s\) .* (is|are) not valid", UserWarning)
+            return get_object(target)(**given, **arguments)
+    except (TypeError, ValueError, UserWarning) as error:
         raise UserError(f"{section}: {error}") from error
     except ImportError as error:
         raise UserError(f"{section}._target_={target}: {error}") from error

@@ -6,6 +6,7 @@ half a second and one line. This module must never import torch.
 
 import copy
 import hashlib
+import itertools
 import logging
 import os
 import re
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 PACKAGE = Path(__file__).resolve().parent
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
 OmegaConf.register_new_resolver("short_hash", lambda text: hashlib.sha256(str(text).encode()).hexdigest()[:10])
+OPEN = ("model", "optimizer", "schedule", "augment", "attribution", "attributions")  # sets with arguments of their own
+ELSEWHERE = "Set hydra.run.dir=/a/writable/folder."
 HYDRA_FLAGS = ("-sc", "--shell-completion", "--hydra-help", "--info", "-i", "--cfg", "-c", "--version")
 
 
@@ -94,7 +97,7 @@ def compose(name: str, overrides: Sequence[str]) -> DictConfig:
     try:
         with initialize_config_dir(str(CONF), job_name=name, version_base="1.3"):
             return hydra_compose(name, list(overrides), return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(explain(name, error, overrides)) from error
 
 
@@ -104,17 +107,49 @@ def explain(name: str, error: Exception, overrides: Sequence[str]) -> str:
         key, _, value = override.lstrip("+~").partition("=")
         if "=" not in override and not override.startswith("~"):
             return f"{override}: expected key=value, as in seed=1 (see --help)."
-        if key in groups(name) and value not in [*choices(key), "null"]:
-            return f"{key}={value}: expected one of {', '.join(choices(key))}{nearest(value, choices(key))}."
+        if told := unreadable(override):
+            return told
+        if key in groups(name) and value not in choices(key):
+            hint = "; leave it out for none" if value == "null" else nearest(value, choices(key))
+            return f"{key}={value}: expected one of {', '.join(choices(key))}{hint}"
     base = compose(name, [o for o in overrides if o.partition("=")[0] in groups(name)]) if overrides else None
     known = list(setting_names(base)) if base is not None else []
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
         if key not in known and not key.startswith("hydra"):
-            return f"{override}: there is no setting {key}{nearest(key, known) or '; see --help for the list'}."
+            return f"{override}: there is no setting {key}{nearest(key, known) or '; see --help for the list'}"
     cause = str(error.__cause__ or error).splitlines()[0]
     culprit = next((o for o in overrides if o.partition("=")[2] and f"'{o.partition('=')[2]}'" in cause), "")
     return f"{culprit}{': ' if culprit else ''}{cause}"
+
+
+def unreadable(override: str) -> str:
+    """What is wrong with an override that Hydra's grammar can't read, or that gives several values; else empty."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    key = override.partition("=")[0]
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException:
+        return f"{override}: can't be read; a value with a comma, a quote or = is typed as \"{key}='...'\""
+    if parsed.is_sweep_override():
+        return f"{override}: several values need -m (a sweep); one with a comma in it is typed as \"{key}='...'\""
+    return ""
+
+
+def check_added(name: str, overrides: Sequence[str]) -> None:
+    """`+key` may add an argument to an open set, and nothing else: a typo must not pass as a new setting."""
+    known = None
+    for override in overrides:
+        key = override.lstrip("+").partition("=")[0]
+        if not override.startswith("+") or key.partition(".")[0] in (*OPEN, "hydra"):
+            continue
+        known = known or list(setting_names(compose(name, [])))
+        if key not in known:
+            raise UserError(
+                f"{override}: there is no setting {key}{nearest(key, known) or '; see --help for the list'}"
+            )
 
 
 def setting_names(config: DictConfig, prefix: str = "") -> Iterator[str]:
@@ -197,19 +232,33 @@ def single_runs(overrides: Sequence[str]) -> Iterator[list[str]]:
             yield [*first[:position], option, *first[position + 1 :]]
 
 
-def writable_folder(folder: Path) -> None:
+def writable_folder(folder: Path, way_out: str = ELSEWHERE) -> None:
     """Raise UserError unless `folder` can be made or written to; makes nothing."""
     parent = next(p for p in (folder, *folder.parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(
-            f"The run can't be written: {parent} is not a writable folder. Set hydra.run.dir=/a/writable/folder."
-        )
+        raise UserError(f"{folder} can't be written: {parent} is not a writable folder. {way_out}")
 
 
-def unused_folder(folder: Path) -> Path:
-    """`folder`, or the first of `folder-2`, `folder-3`, ... that does not exist, so that two runs never share one."""
-    candidates = (folder if n == 1 else folder.with_name(f"{folder.name}-{n}") for n in range(1, 10_000))
-    return next(candidate for candidate in candidates if not candidate.exists())
+def claimed_folder(folder: Path, named: bool) -> Path:
+    """`folder` if it is `named` by the user, made where it is not there; else the first of `folder`, `folder-2`, ...
+    that this process could make: that is atomic, so that two runs never share one. Raises UserError."""
+    for number in itertools.count(1):
+        candidate = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        try:
+            candidate.mkdir(parents=True, exist_ok=named)
+            return candidate
+        except FileExistsError:
+            if named:
+                raise UserError(f"hydra.run.dir={folder}: a file is there; name a folder.") from None
+        except OSError as error:
+            raise UserError(f"The run can't be written to {candidate} ({error}). {ELSEWHERE}") from error
+    raise AssertionError("unreachable")
+
+
+def quoted(path: Path) -> str:
+    """A path as Hydra's grammar takes it, whatever stands in it."""
+    text = str(path).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{text}'"
 
 
 def run_command(
@@ -252,23 +301,33 @@ def prepare_arguments(name: str, arguments: list[str], check: Callable[[Any], No
     config = None
     for single in single_runs(overrides) if multirun else [overrides]:
         config = compose(name, single)
+        check_added(name, single)
         check_open_sets(name, single)
         settings = typed(name, config)
         if check is not None:
             check(settings)
     assert config is not None
+    if not multirun and config.hydra.output_subdir is None:  # a command that leaves no run folder
+        return arguments
     folder = Path(config.hydra.sweep.dir if multirun else config.hydra.run.dir)
     writable_folder(folder)
     if multirun and not any(override.startswith("test=") for override in overrides):
         arguments = [*arguments, "test=false"]  # a sweep is ranked on validation
-    named = any(override.startswith("hydra.run.dir=") for override in overrides)
-    if multirun or named or config.hydra.output_subdir is None:  # the last: a command that leaves no run folder
+    if multirun:
         return arguments
-    return [*arguments, f"hydra.run.dir='{unused_folder(folder)}'"]
+    named = any(override.startswith("hydra.run.dir=") for override in overrides)
+    resumed = any(override.startswith("resume=") for override in overrides)
+    if named and not resumed and (folder / "run.json").exists():
+        raise UserError(
+            f"hydra.run.dir={folder}: a run is there already; type resume={folder} to go on with it, or another folder."
+        )
+    folder = claimed_folder(folder, named)
+    return arguments if named else [*arguments, f"hydra.run.dir={quoted(folder)}"]
 
 
 def hand_to_hydra(name: str, task: Callable[[Any], Any]) -> None:
     """Let Hydra make the run folder and call the task; a UserError inside it stays one line."""
+    logging.raiseExceptions = False  # a reader of the output that left (`| head`) is no error of the run
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode

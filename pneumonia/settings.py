@@ -27,7 +27,7 @@ def usable_cores() -> int:
 def one_of(key: str, value: str, choices: Sequence[str]) -> None:
     """Raise UserError unless `value` is one of `choices`."""
     if value not in choices:
-        raise UserError(f"{key}={value}: expected one of {', '.join(choices)}{nearest(value, choices)}.")
+        raise UserError(f"{key}={value}: expected one of {', '.join(choices)}{nearest(value, choices)}")
 
 
 def in_range(key: str, value: float | None, low: float, high: float = float("inf"), *, open_low: bool = False) -> None:
@@ -36,8 +36,8 @@ def in_range(key: str, value: float | None, low: float, high: float = float("inf
         return
     if not (low <= value <= high) or (open_low and value == low):
         sign = ">" if open_low else ">="
-        upper = "" if high == float("inf") else f" and <= {high:g}"
-        raise UserError(f"{key}={value}: expected a number {sign} {low:g}{upper}.")
+        upper = "" if high == float("inf") else f" and <= {high:.10g}"
+        raise UserError(f"{key}={value}: expected a number {sign} {low:.10g}{upper}.")
 
 
 def nearest(word: str, choices: Sequence[str]) -> str:
@@ -70,6 +70,9 @@ class DataConfig:
     cache_dir: str = CACHE
 
     def __post_init__(self) -> None:
+        for key in ("root", "manifest"):
+            if getattr(self, key) == "":
+                raise UserError(f"data.{key}= is empty: expected a path, or leave data.{key} out.")
         one_of("data.source", self.source, ("folder", "synthetic"))
         one_of("data.resize", self.resize, ("squash", "pad", "crop"))
         one_of("data.patient_key", self.patient_key, ("strict", "conservative", "none"))
@@ -97,7 +100,6 @@ class TrainerConfig:
 
     accelerator: str = "auto"
     devices: str = "auto"
-    num_nodes: int = 1
     strategy: str = "auto"
     precision: str = "auto"
     channels_last: bool = True
@@ -109,7 +111,8 @@ class TrainerConfig:
         one_of("trainer.precision", self.precision, ("auto", "32-true", "bf16-mixed", "16-mixed"))
         if self.devices != "auto" and not (self.devices.isdigit() and int(self.devices) > 0):
             raise UserError(f"trainer.devices={self.devices}: expected auto or a count, as trainer.devices=2.")
-        in_range("trainer.num_nodes", self.num_nodes, 1)
+        if self.devices not in ("auto", "1") and self.strategy != "ddp":
+            raise UserError(f"trainer.devices={self.devices}: several processes need trainer=ddp.")
         in_range("trainer.limit_batches", self.limit_batches, 1)
 
 
@@ -147,7 +150,7 @@ class TrainConfig:
         if self.stop_on is not None:
             one_of("stop_on", self.stop_on, OBJECTIVES)
         one_of("balance", self.balance, ("none", "weighted_loss", "weighted_sampler"))
-        in_range("seed", self.seed, 0, 2**32 - 1)
+        in_range("seed", self.seed, 0, 2**31)
         in_range("epochs", self.epochs, 1)
         in_range("patience", self.patience, 0)
         in_range("label_smoothing", self.label_smoothing, 0, 0.5)

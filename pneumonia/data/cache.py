@@ -79,7 +79,7 @@ class FilmCache:
         self.file: BufferedReader | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"file": None}
+        return self.__dict__ | {"file": None, "lines": {}}  # rows were looked up before: a reader needs no list
 
     def rows(self, records: Sequence[Record]) -> np.ndarray:
         """Row [N] of each record."""

@@ -23,6 +23,10 @@ def split_by_patient(
     few patients to have both classes on both sides.
     """
     if any(record.split == "val" for record in records):
+        if folds is not None:
+            raise UserError(
+                "data.folds: the manifest names its val films already; take its split column out to split anew."
+            )
         check_splits(records)
         return list(records)
     development = sorted((r for r in records if r.split == "train"), key=lambda r: r.path)

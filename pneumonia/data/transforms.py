@@ -19,6 +19,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network at
 import albumentations
 
 from pneumonia.build import build
+from pneumonia.settings import UserError
 
 
 class Augmentation:
@@ -31,6 +32,9 @@ class Augmentation:
         self.python = random.Random(0)
         for step in self.steps:
             step.set_random_state(np.random.Generator(self.bits), self.python)
+
+        if self(np.zeros((64, 64), np.uint8), 0, 0, 0).shape != (64, 64):
+            raise UserError("augment.steps: a step changes the size of the films; data.image_size= sets that.")
 
     def __call__(self, film: np.ndarray, seed: int, epoch: int, index: int) -> np.ndarray:
         if not self.steps:
@@ -52,7 +56,8 @@ class Augmentation:
 
 def call(step: Any, film: np.ndarray) -> np.ndarray:
     """Any operation, through albumentations' own call: uint8 [S, S] -> uint8 [S, S]."""
-    return step(image=film[..., None])["image"].reshape(film.shape)
+    image: np.ndarray = step(image=film[..., None])["image"]
+    return image[..., 0] if image.ndim == 3 else image
 
 
 def affine(step: Any, film: np.ndarray) -> np.ndarray:

@@ -57,6 +57,8 @@ def dense_head(inputs: int, widths: Sequence[int], dropout: float) -> nn.Sequent
     """Flatten, then a dense layer with ReLU (and dropout, unless 0) per width, then one logit."""
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout={dropout}: expected a share of units in [0, 1)")
+    if any(width < 1 for width in widths):
+        raise ValueError(f"dense layers of {list(widths)} units: expected whole numbers from 1")
     layers: list[nn.Module] = [nn.Flatten()]
     for width in widths:
         layers += [nn.Linear(inputs, width), nn.ReLU()]

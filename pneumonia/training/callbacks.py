@@ -53,17 +53,31 @@ class StopOnNonFiniteLoss(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        loss = outputs["loss"].detach()
-        first = torch.full_like(loss, math.inf) if self.first is None else self.first
-        self.first = torch.where(loss.isfinite(), first, first.clamp(max=float(trainer.global_step)))
+        self.watch(outputs["loss"].detach(), trainer.global_step)
         if (batch_idx + 1) % self.every == 0:
             self.look(trainer)
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self.watch(outputs.detach(), trainer.global_step)  # the last step's weights are first used here
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.look(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.look(trainer)
+
+    def watch(self, loss: Tensor, step: int) -> None:
+        """Remember the first step whose loss is not finite, without waiting for the device."""
+        first = torch.full_like(loss, math.inf) if self.first is None else self.first
+        self.first = torch.where(loss.isfinite(), first, first.clamp(max=float(step)))
 
     def look(self, trainer: L.Trainer) -> None:
         """Raise NonFiniteLoss if a step so far had a loss that is not finite."""
@@ -137,6 +151,9 @@ class History(L.Callback):
         self.stepped = time.perf_counter()
         self.films += len(batch["target"])
         if batch_idx + 1 == trainer.num_training_batches:  # validation runs inside the epoch: stop the clock before it
+            if pl_module.device.type == "cuda":
+                torch.cuda.synchronize()  # once an epoch: what was queued belongs to the time
+                self.stepped = time.perf_counter()
             seconds = self.stepped - self.started
             self.row = {
                 "images_per_second": self.films * trainer.world_size / seconds,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import (
     BinaryAccuracy,
     BinaryAUROC,
@@ -51,18 +51,19 @@ class Classifier(L.LightningModule):
         self.build_optimizer()  # settings that don't fit are told before the films are touched
         self.build_factor(1, 1)
         self.register_buffer("positive_weight", torch.tensor(positive_weight), persistent=False)
-        self.train_metrics = MetricCollection({"accuracy": BinaryAccuracy()}, prefix="train/")
+        # validate_args=False: the checks wait for the device at every step
+        self.train_metrics = MetricCollection({"accuracy": BinaryAccuracy(validate_args=False)}, prefix="train/")
         self.val_metrics = MetricCollection(
             {
-                "accuracy": BinaryAccuracy(),
-                "auroc": BinaryAUROC(),
-                "average_precision": BinaryAveragePrecision(),
-                "sensitivity": BinaryRecall(),
-                "specificity": BinarySpecificity(),
+                "accuracy": BinaryAccuracy(validate_args=False),
+                "auroc": BinaryAUROC(validate_args=False),
+                "average_precision": BinaryAveragePrecision(validate_args=False),
+                "sensitivity": BinaryRecall(validate_args=False),
+                "specificity": BinarySpecificity(validate_args=False),
             },
             prefix="val/",
         )
-        self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
+        self.train_loss, self.val_loss = Mean(), Mean()
 
     def forward(self, film: Tensor) -> Tensor:
         """uint8 [N, 1, S, S] -> logit float32 [N]; the repeat to three channels happens here, on the device."""
@@ -82,10 +83,12 @@ class Classifier(L.LightningModule):
             values = closed(self.train_metrics) | {"train/loss": closed_mean(self.train_loss)}
             self.log_dict(values, on_step=False, on_epoch=True)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logit, target = self(batch["image"]), batch["target"]
-        self.val_loss.update(binary_cross_entropy_with_logits(logit, target), len(target))
+        loss = binary_cross_entropy_with_logits(logit, target)
+        self.val_loss.update(loss, len(target))
         self.val_metrics.update(logit.sigmoid(), target.int())  # probabilities: torchmetrics would guess at logits
+        return loss
 
     def on_validation_epoch_end(self) -> None:
         one_class = self.validation_scores()[1].unique().numel() < 2
@@ -119,6 +122,25 @@ class Classifier(L.LightningModule):
         return build("schedule", self.schedule, steps_per_epoch=steps_per_epoch, total_steps=total_steps)
 
 
+class Mean(Metric):
+    """Mean over films; nan stays nan, where torchmetrics' MeanMetric drops it, and no update waits for the device."""
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, value: Tensor, count: int) -> None:
+        self.total = self.total + value * count
+        self.count = self.count + count
+
+    def compute(self) -> Tensor:
+        return self.total / self.count
+
+
 def closed(metrics: MetricCollection) -> dict[str, Tensor]:
     """The values of this epoch over all processes; the metrics begin anew."""
     values = metrics.compute()
@@ -126,7 +148,7 @@ def closed(metrics: MetricCollection) -> dict[str, Tensor]:
     return values
 
 
-def closed_mean(metric: MeanMetric) -> Tensor:
+def closed_mean(metric: Mean) -> Tensor:
     """The mean of this epoch over all processes; the metric begins anew."""
     value: Tensor = metric.compute()
     metric.reset()

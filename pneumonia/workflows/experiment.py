@@ -15,9 +15,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.multiprocessing.spawn import ProcessRaisedException
 
+from pneumonia.config import quoted
 from pneumonia.data.datamodule import FilmDataModule
 from pneumonia.data.records import write_manifest
 from pneumonia.data.split import class_counts
+from pneumonia.models.vgg import VGG
 from pneumonia.settings import TrainConfig, TrainerConfig, UserError
 from pneumonia.training.callbacks import (
     History,
@@ -68,7 +70,7 @@ def fit_and_test(config: TrainConfig) -> float:
         record.end("interrupted", "SIGTERM" if isinstance(error, SIGTERMException) else "SIGINT")
         last = folder / "checkpoints" / "last.ckpt"
         kept = f"{last} holds the last whole epoch" if last.exists() else "no epoch was finished"
-        log.warning("Interrupted; %s. resume=%s goes on.", kept, folder)
+        log.warning('Interrupted; %s. "resume=%s" goes on.', kept, quoted(folder))
         raise SystemExit(143 if isinstance(error, SIGTERMException) else 130) from None
     except BaseException as error:
         told = of_child(error)
@@ -105,6 +107,8 @@ def build_classifier(config: TrainConfig, films: Films) -> Classifier:
     classifier = Classifier(
         config.model, config.optimizer, config.schedule, weight, config.label_smoothing, config.trainer.channels_last
     )
+    if config.unfreeze_epoch is not None and not isinstance(classifier.net, VGG):
+        raise UserError(f"unfreeze_epoch={config.unfreeze_epoch}: only model=vgg16 has frozen blocks; leave it out.")
     if config.compile:
         classifier.net.compile()  # in place: names in the checkpoint stay the same
     return classifier
@@ -117,7 +121,6 @@ def build_trainer(config: TrainConfig, folder: Path, begin: Place) -> L.Trainer:
     return L.Trainer(
         accelerator="gpu" if on_gpu else "cpu",
         devices=devices(place, on_gpu),
-        num_nodes=place.num_nodes,
         strategy="ddp_spawn" if place.strategy == "ddp" else "auto",
         precision=precision(place, on_gpu),  # type: ignore[arg-type]
         max_epochs=config.epochs,
@@ -203,7 +206,7 @@ def start_record(
         parameters=sum(p.numel() for p in classifier.net.parameters()),
         trainable_parameters=sum(p.numel() for p in classifier.net.parameters() if p.requires_grad),
         precision=trainer.precision,
-        devices=trainer.num_devices * trainer.num_nodes,
+        devices=trainer.num_devices,
     )
 
 

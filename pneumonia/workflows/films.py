@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from pneumonia.config import writable_folder
 from pneumonia.data.cache import FilmCache, FilmFiles, Line, cache_films, damaged
 from pneumonia.data.download import download_films
 from pneumonia.data.records import Record, bad_files_message, fingerprint_films, read_manifest, scan_folder
@@ -57,7 +56,20 @@ def films_of(data: DataConfig, seed: int) -> Films:
             "a patient column mends it; data.patient_key=none says that it is meant."
         )
     split = split_by_patient(opened, data.val_fraction, seed, data.folds, data.fold)
+    notes += leaks(split)
     return Films(root, split, pixels, bad, notes, credit(data, understood=not unknown))
+
+
+def leaks(records: list[Record]) -> list[str]:
+    """A note when a given split has one patient, or one film's bytes, on two sides."""
+    notes = []
+    for what, key in (("patients", "patient"), ("films with the same bytes", "sha256")):
+        sides: dict[str, set[str]] = {}
+        for record in records:
+            sides.setdefault(getattr(record, key), set()).add(record.split)
+        if torn := sum(len(splits) > 1 for splits in sides.values()):
+            notes.append(f"{torn} {what} stand in more than one split: the figures will flatter the model.")
+    return notes
 
 
 def described(record: Record, line: Line) -> Record:
@@ -80,8 +92,12 @@ def films_folder(data: DataConfig) -> Path:
         name = f"{data.phantoms}-films-seed-{data.phantom_seed}-format-{FORMAT}"
         folder = Path(data.cache_dir).expanduser() / "synthetic" / name
         if not folder.is_dir():
-            writable_folder(folder)
-            draw_films(folder, data.phantoms, data.phantom_seed)
+            try:
+                draw_films(folder, data.phantoms, data.phantom_seed)
+            except OSError as error:
+                raise UserError(
+                    f"The phantom films can't be drawn into {folder} ({error}). Set data.cache_dir=/a/writable/folder."
+                ) from error
         return folder
     if data.root:
         return Path(data.root).expanduser().resolve()

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from pneumonia.config import compose
+from pneumonia.config import compose, quoted
 from pneumonia.data.records import Record
 from pneumonia.settings import UserError
 
@@ -34,7 +34,7 @@ def resumed_arguments(arguments: Sequence[str]) -> list[str]:
     force = any(value_of(a).lower() == "true" for a in arguments if key_of(a) == "force")
     if not force:
         refuse_conflicts(folder, saved, typed)
-    return [*saved, *(typed if force else []), f"resume='{folder}'", f"hydra.run.dir='{folder}'"]
+    return [*saved, *(typed if force else []), f"resume={quoted(folder)}", f"hydra.run.dir={quoted(folder)}"]
 
 
 def key_of(override: str) -> str:

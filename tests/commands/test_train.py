@@ -178,16 +178,43 @@ def test_vgg16_by_itself_comes_with_cosine_decay_and_takes_step_decay() -> None:
     assert compose("train", ["model=vgg16", "schedule=step"]).schedule["_target_"].endswith("step")
 
 
-def test_two_runs_of_the_same_second_get_a_folder_each(command: Command, phantoms: Path, tmp_path: Path) -> None:
-    typed = ("trainer=debug", "data.image_size=32", f"data.root={phantoms}")
-    (tmp_path / "outputs").mkdir()
-    from pneumonia.config import unused_folder
+def test_two_runs_of_the_same_second_get_a_folder_each(tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
 
-    (tmp_path / "outputs" / "a").mkdir()
-    assert unused_folder(tmp_path / "outputs" / "a").name == "a-2"
+    from pneumonia.config import claimed_folder
+
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: claimed_folder(tmp_path / "outputs" / "run", named=False), range(8)))
+    assert len(set(folders)) == 8 and all(folder.is_dir() for folder in folders)
+    assert claimed_folder(tmp_path / "outputs" / "run", named=True) == tmp_path / "outputs" / "run"
+
+
+def test_a_run_is_not_written_over_another(
+    command: Command, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = ("trainer=debug", "data.image_size=32", f"data.root={phantoms}", "hydra.run.dir=run")
     command("train", *typed)
-    [folder] = [f for f in (tmp_path / "outputs").iterdir() if f.name != "a"]
-    assert folder.name.endswith("_baseline")
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    with pytest.raises(SystemExit):
+        command("train", *typed, "seed=1")
+    assert "a run is there already; type resume=" in capsys.readouterr().err
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+
+
+def test_a_path_with_anything_in_it_is_taken_when_quoted(command: Command, phantoms: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from pneumonia.config import quoted
+
+    odd = Path(shutil.copytree(phantoms, tmp_path / "it's, k=v $films"))
+    command(
+        "train",
+        "trainer=debug",
+        "data.image_size=32",
+        f"data.root={quoted(odd)}",
+        f"hydra.run.dir={quoted(tmp_path / 'x=1')}",
+    )
+    assert (tmp_path / "x=1" / "metrics.json").exists()
 
 
 def test_a_sweep_runs_each_value(command: Command, phantoms: Path, tmp_path: Path) -> None:

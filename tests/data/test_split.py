@@ -69,6 +69,11 @@ def test_test_films_stay_and_a_given_val_split_is_kept() -> None:
     assert split_by_patient(given, 0.5, seed=9) == given
 
 
+def test_folds_of_a_split_that_is_given_are_refused() -> None:
+    with pytest.raises(UserError, match="has val films already"):
+        split_by_patient(split_by_patient(films(), 0.2, 0), 0.2, 0, folds=3, fold=0)
+
+
 @pytest.mark.parametrize(
     ("records", "message"),
     [

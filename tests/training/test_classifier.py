@@ -15,7 +15,7 @@ from pneumonia.models.vgg import VGG
 from pneumonia.settings import UserError
 from pneumonia.training.callbacks import NonFiniteLoss, ReseedEachStep, StopOnNonFiniteLoss, UnfreezeAt, best_checkpoint
 from pneumonia.training.checkpoint import AtomicCheckpointIO, load_classifier
-from pneumonia.training.classifier import Classifier, parameter_groups
+from pneumonia.training.classifier import Classifier, Mean, parameter_groups
 
 CNN = {"_target_": "pneumonia.models.cnn.cnn", "blocks": [[4]], "dense": [8], "dropout": 0.5, "image_size": 16}
 ADAM = {"_target_": "torch.optim.Adam", "lr": 0.01, "weight_decay": 0.1}
@@ -153,6 +153,26 @@ def test_a_nan_loss_stops_the_run_at_its_step_and_keeps_the_best_checkpoint(tmp_
         )
     state = torch.load(tmp_path / "best.ckpt", weights_only=True)["state_dict"]
     assert all(torch.isfinite(value).all() for value in state.values())
+
+
+def test_a_nan_of_the_very_last_step_is_found_before_the_epochs_pictures_and_checkpoint(tmp_path: Path) -> None:
+    class Poison(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            pl_module.net.head[-1].bias.data.fill_(math.nan)
+
+    saver = best_checkpoint(tmp_path, "val/loss")
+    with pytest.raises(NonFiniteLoss, match="no epoch was finished"):
+        trainer(tmp_path, StopOnNonFiniteLoss(tmp_path), Poison(), saver).fit(classifier(), batches(8), batches(8))
+    assert not (tmp_path / "best.ckpt").exists()
+
+
+def test_a_nan_batch_makes_the_mean_nan() -> None:
+    mean = Mean()
+    mean.update(torch.tensor(1.0), 4)
+    mean.update(torch.tensor(3.0), 12)
+    assert mean.compute() == 2.5
+    mean.update(torch.tensor(math.nan), 1)
+    assert mean.compute().isnan()
 
 
 def test_dropout_depends_on_seed_and_step_alone(tmp_path: Path) -> None:
