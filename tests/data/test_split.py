@@ -70,7 +70,7 @@ def test_test_films_stay_and_a_given_val_split_is_kept() -> None:
 
 
 def test_folds_of_a_split_that_is_given_are_refused() -> None:
-    with pytest.raises(UserError, match="has val films already"):
+    with pytest.raises(UserError, match="names its val films already"):
         split_by_patient(split_by_patient(films(), 0.2, 0), 0.2, 0, folds=3, fold=0)
 
 
