@@ -52,6 +52,7 @@ class Locked:
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Weigh a run, write its pages beside its predictions, close with a table and the verdict; the evidence."""
     source = source_of(config)
+    keep_report(source)
     try:
         evidence = weigh(source, config)
     except ValueError as error:
@@ -65,6 +66,15 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     describe(evidence)
     log.info("%s", source.folder / "report.html")
     return evidence
+
+
+def keep_report(source: Source) -> None:
+    """Raise UserError where the pages of another table would replace those of the run that it lies in."""
+    if source.file.name != "predictions.csv" and (source.folder / "run.json").exists():
+        raise UserError(
+            f"predictions={source.file} lies in a run's folder, whose report it would overwrite; move it elsewhere, or "
+            f"type run={source.folder}."
+        )
 
 
 def after_training(folder: Path) -> None:

@@ -23,6 +23,7 @@ from pneumonia.data.decode import RESIZE, BadFilm, read_film
 from pneumonia.data.records import SUFFIXES, parse_name
 from pneumonia.settings import OUTCOMES, DataConfig, ExplainConfig, ScoreboardConfig, UserError
 from pneumonia.workflows.films import credit
+from pneumonia.workflows.sources import locked_point
 
 NAMES = {
     "tp": "true positives",
@@ -246,16 +247,12 @@ def threshold_of(folder: Path, given: float | None) -> tuple[float, str]:
     """(threshold, where it comes from): as typed, locked by evaluate in evidence.json, else 0.5."""
     if given is not None:
         return given, f"threshold={given:g}, as typed"
-    try:
-        point = json.loads((folder / "evidence.json").read_text())["operating_point"]
-        return float(point["threshold"]), f"threshold {float(point['threshold']):.4g}, locked on validation"
-    except FileNotFoundError:
+    point = locked_point(folder)
+    if point is None:
         return 0.5, "threshold 0.5; evaluate would lock one on validation"
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{folder / 'evidence.json'} can't be read ({type(error).__name__}: {error}). Run python -m "
-            f"pneumonia.evaluate run={folder} again, or type threshold=0.5."
-        ) from error
+    threshold = float(point["threshold"])
+    chosen = point.get("chosen_on", "val")
+    return threshold, f"threshold {threshold:.4g}, {'locked on validation' if chosen else 'not chosen on validation'}"
 
 
 def described_run(

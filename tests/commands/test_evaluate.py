@@ -257,6 +257,20 @@ def test_a_bare_predictions_csv_is_enough(command: Command, tmp_path: Path) -> N
     assert "nothing is known of the films" in (tmp_path / "report.html").read_text()
 
 
+def test_another_table_in_a_runs_folder_does_not_replace_its_report(
+    command: Command, tmp_path: Path, capsys: Any
+) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "evidence.json").write_text("of the run")
+    write_table(run / "other.csv", rows_of(), COLUMNS)
+    assert "whose report it would overwrite; move it elsewhere" in refused(
+        command, capsys, f"predictions={run}/other.csv"
+    )
+    assert (run / "evidence.json").read_text() == "of the run"
+    command("evaluate", f"predictions={run}/predictions.csv", QUICK)
+    assert evidence_of(run)["judged"] == "test"
+
+
 def spoil(run: Path, how: str) -> None:
     rows = rows_of()
     if how == "crashed":
