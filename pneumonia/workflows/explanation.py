@@ -10,6 +10,7 @@ Everything is computed before the first file is written; every file appears whol
 
 import logging
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -81,6 +82,15 @@ def explain_films(config: ExplainConfig) -> None:
             write_activations(config, request, shown)
     except OSError as error:
         raise UserError(f"{request.output} can't be written to: {error}. Set output=/a/writable/folder.") from error
+    tell_of_report(request)
+
+
+def tell_of_report(request: Request) -> None:
+    """How the sheets of a run come into its report."""
+    if request.run is not None and request.output.resolve() == (request.run / "explanations").resolve():
+        log.info(
+            "python -m pneumonia.evaluate run=%s puts these sheets into report.html", shlex.quote(str(request.run))
+        )
 
 
 def ready(request: Request, accelerator: str) -> tuple[Request, nn.Module]:

@@ -32,7 +32,7 @@ from pneumonia.evaluation.intervals import wilson
 from pneumonia.report.figures import save
 from pneumonia.report.scoreboard import Measure, scoreboard
 from pneumonia.settings import ScoreboardConfig, UserError
-from pneumonia.workflows.explanation import TITLES, images_of, into_tensorboard, ready, told_plainly
+from pneumonia.workflows.explanation import TITLES, images_of, into_tensorboard, ready, tell_of_report, told_plainly
 from pneumonia.workflows.record import write_json
 from pneumonia.workflows.selection import NAMES, Request, films_to_score
 
@@ -90,6 +90,7 @@ def score_methods(config: ScoreboardConfig) -> None:
         write_scoreboard(config, request, values, table)
     except OSError as error:
         raise UserError(f"{request.output} can't be written to: {error}. Mend its permissions.") from error
+    tell_of_report(request)
 
 
 def bench_of(request: Request, net: nn.Module, config: ScoreboardConfig) -> Bench:

@@ -271,6 +271,33 @@ def test_another_table_in_a_runs_folder_does_not_replace_its_report(
     assert evidence_of(run)["judged"] == "test"
 
 
+def test_sheets_that_cannot_be_shown_are_left_out_with_a_reason(
+    weighed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    from PIL import Image
+
+    from pneumonia.workflows import provenance
+
+    run = Path(shutil.copytree(weighed, tmp_path / "run"))
+    threshold = evidence_of(run)["operating_point"]["threshold"]
+    folder = run / "explanations" / "lime"
+    folder.mkdir(parents=True)
+    for name, made in (("fp", threshold), ("tp", 0.123), ("tn", None)):
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 90), np.uint8)).save(folder / f"{name}.png")
+        if made is not None:
+            (folder / f"{name}.json").write_text(json.dumps({"threshold": made}))
+    (folder / "cut.png").write_bytes(b"\x89PNG\r\n")
+    sheets = {sheet["name"]: sheet for sheet in provenance.sheets_of(run, threshold)}
+    assert set(sheets) == {"lime/fp", "lime/tp", "lime/tn"}
+    assert sheets["lime/fp"]["picture"] and sheets["lime/tn"]["picture"]
+    assert sheets["lime/tp"]["reason"] == "made at threshold 0.123, before this operating point"
+    monkeypatch.setattr(provenance, "ROOM", len(sheets["lime/fp"]["picture"]) + 10)
+    sizes = [len(sheet["picture"]) for sheet in provenance.sheets_of(run, threshold)]
+    assert 0 < sum(sizes) <= provenance.ROOM
+
+
 def spoil(run: Path, how: str) -> None:
     rows = rows_of()
     if how == "crashed":
