@@ -17,7 +17,7 @@ import numpy as np
 from scipy.special import expit, logit
 
 from pneumonia.data.audit import audit_records
-from pneumonia.evaluation.bootstrap import Draws, bootstrap_draws, curve_bands, percentile_interval
+from pneumonia.evaluation.bootstrap import Draws, bootstrap_draws, curve_bands, percentile_interval, unbiased_interval
 from pneumonia.evaluation.calibration import apply_temperature, fit_temperature
 from pneumonia.evaluation.checks import Interval
 from pneumonia.evaluation.conformal import coverage, fit_conformal, risk_coverage
@@ -170,8 +170,9 @@ def one_split(split: Split, locked: Locked, draws: Draws, config: EvaluateConfig
     bands = curve_bands(films.label, films.probability, films.patient, config.resamples, config.seed, config.level)
     after = bootstrap_draws(
         films.label, calibrated, films.patient, 0.5, config.resamples, config.seed, metrics=CALIBRATION
-    ).intervals(config.level)
+    )
     point = point_metrics(films.label, calibrated, 0.5)
+    intervals = clustered(after, point, config.level)
     return {
         "n": films.label.size,
         "positives": int(films.label.sum()),
@@ -181,7 +182,7 @@ def one_split(split: Split, locked: Locked, draws: Draws, config: EvaluateConfig
         "metrics": estimates(split, locked.threshold, draws, config.level),
         "delong": {"value": ranked.auroc, "interval": ranked.interval},
         "at_prevalence": prevalent(split, locked.threshold, draws, config),
-        "calibrated": {name: {"value": point[name], "interval": after[name]} for name in CALIBRATION},
+        "calibrated": {name: {"value": point[name], "interval": intervals[name]} for name in CALIBRATION},
         "reliability": {
             "before": [b._asdict() for b in reliability_bins(films.label, films.probability)],
             "after": [b._asdict() for b in reliability_bins(films.label, calibrated)],
@@ -204,17 +205,26 @@ def estimates(split: Split, threshold: float, draws: Draws, level: float) -> dic
         "specificity": (c["tn"], c["tn"] + c["fp"]), "ppv": (c["tp"], c["tp"] + c["fp"]),
         "npv": (c["tn"], c["tn"] + c["fn"]),
     }  # fmt: skip
-    clustered = draws.intervals(level)
-    return {
+    drawn = clustered(draws, values, level)
+    found = {
         name: {
             "value": values[name],
-            "interval": wilson(*of[name], level) if name in of else clustered[name],
+            "interval": wilson(*of[name], level) if name in of else drawn[name],
             "method": "Wilson" if name in of else "bootstrap over patients",
-            "clustered": clustered[name],
+            "clustered": drawn[name],
             "of": of[name][1] if name in of else films.label.size,
         }
         for name in METRICS
     }
+    if drawn["auroc"] and drawn["auroc"][0] == drawn["auroc"][1]:  # all resamples of a perfect ranking are perfect
+        found["auroc"] |= {"interval": delong(films.label, films.probability, level).interval, "method": "DeLong"}
+    return found
+
+
+def clustered(draws: Draws, values: Mapping[str, float | None], level: float) -> dict[str, Interval | None]:
+    """{metric: interval over patients}; that of ECE is corrected for the bias of its draws."""
+    found = draws.intervals(level)
+    return found | {"ece": unbiased_interval(draws.values["ece"], values["ece"], level)}
 
 
 def prevalent(split: Split, threshold: float, draws: Draws, config: EvaluateConfig) -> dict[str, Any] | None:
