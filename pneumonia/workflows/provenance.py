@@ -2,6 +2,8 @@
 
 import logging
 import math
+import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ def page_of(source: Source, evidence: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": source.folder.resolve().name,
         "command": command,
+        "repeat": repeat_of(source, evidence),
         "facts": {name: run[name] for name in FACTS if run.get(name) is not None},
         "parameters": run.get("parameters"),
         "versions": run.get("versions", {}),
@@ -54,6 +57,25 @@ def page_of(source: Source, evidence: Mapping[str, Any]) -> dict[str, Any]:
         "sheets": sheets_of(source.folder, evidence["operating_point"]["threshold"]),
         "mistakes": [mistake | {"picture": picture_of(source, mistake["path"])} for mistake in named(evidence)],
     }
+
+
+def repeat_of(source: Source, evidence: Mapping[str, Any]) -> str:
+    """The command that writes the same page, to be typed where this one was typed, quoted for a shell."""
+    options, shortcuts = evidence["options"], evidence["shortcuts"] is not None
+    rule = {f"operating_point.{name}": value for name, value in options["operating_point"].items()}
+    told = {"run": source.folder} if source.file.name == "predictions.csv" else {"predictions": source.file}
+    typed = {**told, **rule, **{name: value for name, value in options.items() if name != "operating_point"}}
+    texts = [f"{name}={plainly(value)}" for name, value in typed.items() if value is not None]
+    texts += ["shortcuts=true"] if shortcuts else []
+    return " ".join(["python -m pneumonia.evaluate", *map(shlex.quote, texts)])
+
+
+def plainly(value: object) -> str:
+    """A value in Hydra's grammar: a path with marks of that grammar stands in quotes."""
+    text = str(value)
+    if not isinstance(value, Path) or re.fullmatch(r"[\w./~+@-]+", text):
+        return text
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def sheets_of(folder: Path, threshold: float) -> list[dict[str, str]]:

@@ -192,7 +192,7 @@ def test_a_planted_leak_stops(tmp_path: Path) -> None:
     found = weigh_quickly(make_run(tmp_path / "run", rows, records))["verdict"]
     assert found["level"] == "stop" and found["headline"].startswith("Do not rely on these figures")
     told = " ".join(finding["text"] for finding in found["findings"])
-    assert "1 patients stand in more than one split" in told and "exact copy in another split" in told
+    assert "1 patients stand in more than one split" in told and "1 group of exact copies stands in more" in told
 
 
 @pytest.mark.parametrize(
@@ -307,6 +307,44 @@ def test_a_perfect_ranking_is_not_certain(command: Command, tmp_path: Path) -> N
     low, high = found["metrics"]["auroc"]["interval"]
     assert 0.8 < low < 0.95 and high == 1 and found["metrics"]["auroc"]["method"] == "DeLong"
     assert "so the interval is DeLong's" in Tags((run / "report.html").read_text()).text
+
+
+def test_the_command_that_repeats_the_page_does(command: Command, tmp_path: Path) -> None:
+    import re
+    import shlex
+    import shutil
+
+    run = make_run(tmp_path / "my run, 2")
+    typed = ("prevalence=0.1", "coverage=0.8", "operating_point.rule=cost", "operating_point.cost_ratio=5.0", QUICK)
+    command("evaluate", f"run='{run}'", *typed)
+    first = (run / "evidence.json").read_bytes()
+    page = Tags((run / "report.html").read_text()).text
+    [told] = re.findall(r"python -m pneumonia\.evaluate (.*prevalence.*)", page)
+    (run / "evidence.json").unlink()
+    command("evaluate", *shlex.split(told))
+    assert (run / "evidence.json").read_bytes() == first
+    shutil.copy(run / "predictions.csv", tmp_path / "mine.csv")
+    command("evaluate", "predictions=mine.csv", QUICK)
+    assert "python -m pneumonia.evaluate predictions=mine.csv " in (tmp_path / "report.html").read_text()
+
+
+def test_findings_in_words(tmp_path: Path) -> None:
+    from pneumonia.report.verdict import verdict
+
+    rows = rows_of()
+    records = records_of(rows)
+    records[-1]["sha256"] = records[0]["sha256"]
+    evidence = weigh_quickly(make_run(tmp_path / "run", rows, records))
+    evidence["splits"]["test"]["calibrated"]["ece"]["value"] = 0.2
+    evidence["shortcuts"] = [{"name": "metadata", "auroc": 0.1, "interval": [0.05, 0.2], "reason": None}]
+    found = verdict(evidence)
+    texts = [finding["text"] for finding in found["findings"]]
+    assert any(text == "1 group of exact copies stands in more than one split." for text in texts)
+    assert "(1 stop, " in found["headline"] and "warning" in found["headline"]
+    assert any("matched on metadata" in text for text in texts)
+    assert any("even after temperature scaling" in text for text in texts)
+    evidence["operating_point"]["temperature_fitted"] = False
+    assert "temperature scaling" not in str(verdict(evidence))
 
 
 def spoil(run: Path, how: str) -> None:
