@@ -204,7 +204,7 @@ def drawn(config: ExplainConfig, request: Request, name: str, method: Method, ou
         config.palette,
         sign_of(method),
         smooth,
-        " \N{MIDDLE DOT} ".join(text for text in notes(config, request, method, outcome, smooth) if text),
+        " \N{MIDDLE DOT} ".join(text for text in notes(config, request, method, outcome, smooth, sheet.fitted) if text),
     )
 
 
@@ -237,7 +237,17 @@ def unit_of(name: str, method: Any) -> str:
     return str(getattr(method, "output", UNITS.get(name, "logit")))
 
 
-def notes(config: ExplainConfig, request: Request, method: Any, outcome: str, smooth: float) -> list[str]:
+def strongest(num_features: int, fitted: list[Explanation]) -> str:
+    """How many superpixels of how many are outlined."""
+    of = sorted(fit.weights.size for fit in fitted)
+    shown = sorted({min(num_features, count) for count in (of[0], of[-1])})
+    ranges = [str(pair[0]) if pair[0] == pair[-1] else f"{pair[0]} to {pair[-1]}" for pair in (shown, of)]
+    return f"the {ranges[0]} strongest of {ranges[1]} superpixels, outlined"
+
+
+def notes(
+    config: ExplainConfig, request: Request, method: Any, outcome: str, smooth: float, fitted: list[Explanation]
+) -> list[str]:
     """The footnote of a sheet: how films were chosen, what was drawn, whose films they are."""
     mistakes = outcome == "most_confident_mistakes"
     how = {
@@ -248,7 +258,7 @@ def notes(config: ExplainConfig, request: Request, method: Any, outcome: str, sm
     return [
         "" if outcome == "images" else request.locked,
         "" if outcome == "images" else "the most confident ones" if mistakes else how,
-        f"the {method.num_features} strongest superpixels, outlined" if isinstance(method, Lime) else "",
+        strongest(method.num_features, fitted) if fitted else "",
         f"smoothed by {smooth:.1f} px for the eye" if smooth else "",
         "yellow line: the true opacity" if masked else "",
         "frame: the true class, orange pneumonia, blue normal" if outcome != "images" else "",
