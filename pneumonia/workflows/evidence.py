@@ -83,6 +83,8 @@ def after_training(folder: Path) -> None:
         evaluate(EvaluateConfig(run=str(folder)))
     except (UserError, OSError) as error:
         log.warning("No evidence was written: %s", error)
+    except Exception:  # the run is finished and its tables are whole: a page must not make it fail
+        log.exception("No evidence was written. Once mended: python -m pneumonia.evaluate run=%s", folder)
 
 
 def weigh(source: Source, config: EvaluateConfig) -> dict[str, Any]:

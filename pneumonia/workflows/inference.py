@@ -129,7 +129,11 @@ def called(films: Sequence[Film], values: np.ndarray, recipe: Recipe) -> list[di
         label = "" if film.label is None else film.label
         probability = float(f"{sigmoid(logit / recipe.temperature):.6g}")
         call = class_name(int(probability >= recipe.threshold))
-        assert math.isfinite(probability), film.path
+        if not math.isfinite(probability):
+            raise UserError(
+                f"{film.path}: the model gives {logit} where a finite number is expected; its weights are damaged or "
+                "its training diverged. Use another checkpoint."
+            )
         rows.append(
             known
             | {"label": label, "logit": float(f"{logit:.6g}"), "probability": probability}

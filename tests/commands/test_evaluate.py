@@ -347,6 +347,19 @@ def test_findings_in_words(tmp_path: Path) -> None:
     assert "temperature scaling" not in str(verdict(evidence))
 
 
+def test_a_page_that_cannot_be_drawn_fails_no_finished_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from pneumonia.workflows import evidence
+
+    def broken(*_: Any) -> str:
+        raise RuntimeError("no such glyph")
+
+    monkeypatch.setattr(evidence, "report_html", broken)
+    evidence.after_training(make_run(tmp_path / "run"))
+    assert "No evidence was written" in caplog.text and "no such glyph" in caplog.text
+
+
 def spoil(run: Path, how: str) -> None:
     rows = rows_of()
     if how == "crashed":

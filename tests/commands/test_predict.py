@@ -147,6 +147,15 @@ def test_a_damaged_evidence_is_not_read_as_none(
     assert not (tmp_path / "predictions.csv").exists()
 
 
+def test_a_probability_that_is_none_is_the_models_fault() -> None:
+    from pneumonia.settings import UserError
+    from pneumonia.workflows.inference import Recipe, called
+    from pneumonia.workflows.targets import Film
+
+    with pytest.raises(UserError, match=r"a\.png: the model gives nan"):
+        called([Film(Path("a.png"), "a.png")], np.array([np.nan]), Recipe(32, "squash", 1, 0.5, []))
+
+
 def test_importing_the_commands_loads_no_torch() -> None:
     probe = "import sys, pneumonia.predict, pneumonia.evaluate, pneumonia.compare; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", probe], cwd=Path(__file__).parents[2]).returncode == 0
