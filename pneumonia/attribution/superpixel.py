@@ -21,6 +21,7 @@ from pneumonia.attribution.segmentation import Segments, grid_segments, quickshi
 
 Samples = NDArray[np.int64]
 SEGMENTATIONS = ("quickshift", "slic", "grid")
+SIDE = 224  # pixels of a film that kernel_size and shrink are given for
 OUTPUTS = ("probability", "logit")
 
 
@@ -155,9 +156,16 @@ class Lime:
         return fit(segments, samples, outputs.cpu().numpy(), self.kernel_width, random)
 
     def segment(self, film: NDArray[np.uint8], seed: int) -> Segments:
-        """Superpixels of a grey film [H, W] by the algorithm of that name."""
+        """Superpixels of a grey film [H, W] by the algorithm of that name.
+
+        Quickshift's kernel_size and shrink are those of a film of SIDE pixels and go with its side: with 4 pixels for
+        all, a film of 64 would fall into 3 superpixels, too few to explain anything.
+        """
         if self.segmentation == "quickshift":
-            return quickshift_segments(film, self.kernel_size, self.max_dist, self.ratio, self.shrink, seed)
+            scale = max(film.shape) / SIDE
+            shrink = max(1, round(self.shrink * scale))
+            kernel_size = max(self.kernel_size * scale, shrink)  # scikit-image refuses less than a pixel
+            return quickshift_segments(film, kernel_size, self.max_dist, self.ratio, shrink, seed)
         if self.segmentation == "slic":
             return slic_segments(film, self.n_segments, self.compactness)
         return grid_segments(film, self.n_segments)

@@ -5,6 +5,9 @@ Method  percentile interval over resamples of patients (cluster bootstrap: Davis
 Memory  resamples come in chunks of about a million weights: some 100 MB whatever N is.
 Left out  a resample that contains a single class has no AUROC, sensitivity or specificity: it is left out of every
         metric, and counted. With one class in the data nothing remains, and every interval is None.
+ECE     the calibration error of a resample is larger than that of its films on average (a sum of absolute gaps, each
+        with the noise of a second drawing: Kumar 2019, arXiv:1909.10155). `unbiased_interval` shifts the draws by their
+        mean minus the estimate; without it the interval of a well-calibrated model lies above its own estimate.
 """
 
 from collections.abc import Iterator
@@ -51,6 +54,18 @@ def percentile_interval(values: Floats, level: float) -> Interval | None:
         return None
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def unbiased_interval(values: Floats, estimate: float | None, level: float) -> Interval | None:
+    """The percentile interval of draws [B] shifted so that their mean is the estimate, cut off at 0; for ECE.
+
+    It always holds the estimate: where the shifted draws are skewed so much that they would not, it is widened to it.
+    """
+    defined = values[np.isfinite(values)]
+    if estimate is None or not defined.size:
+        return None
+    low, high = percentile_interval(np.maximum(defined - (defined.mean() - estimate), 0), level) or (estimate, estimate)
+    return min(low, estimate), max(high, estimate)
 
 
 def patient_weights(patients: int, resamples: int, seed: int, per_chunk: int) -> Iterator[Floats]:

@@ -25,7 +25,7 @@ class Measure:
 
 
 def scoreboard(
-    methods: Sequence[str], rank: Sequence[float], measures: Sequence[Measure],
+    methods: Sequence[str], rank: Sequence[float | None], measures: Sequence[Measure],
     values: Mapping[str, Sequence[Mapping[str, Any]]], agreement: NDArray[np.floating], size: str, note: str = "",
 ) -> Figure:  # fmt: skip
     """Mean and interval of every method in every measure, and the table of agreement [M, M].
@@ -55,13 +55,17 @@ def scoreboard(
     return figure
 
 
-def _rank_panel(axes: Axes, rank: Sequence[float]) -> None:
+def _rank_panel(axes: Axes, places: Sequence[float | None]) -> None:
+    rank = [place for place in places if place is not None]
+    axes.set_title("mean rank\n(lower is better)", fontsize=TEXT)
+    axes.spines[["top", "right"]].set_visible(False)
+    if not rank:
+        axes.text(0.5, 0.5, "a single method has none", transform=axes.transAxes, ha="center", va="center", color=GREY)
+        return
     axes.barh(range(len(rank)), rank, color=BLUE, height=0.62)
     for place, value in enumerate(rank):
         axes.text(value, place, f" {value:.1f}", va="center", fontsize=SMALL)
     axes.set_xlim(0, 1.18 * max(rank))
-    axes.set_title("mean rank\n(lower is better)", fontsize=TEXT)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _panel(axes: Axes, measure: Measure, values: Sequence[Mapping[str, Any]]) -> None:

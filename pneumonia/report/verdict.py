@@ -19,6 +19,7 @@ FALL = 0.02  # fall of accuracy or AUROC from validation to test
 SPECIFICITY_FALL = 0.10
 ORACLE = 0.03  # accuracy that a threshold chosen on test would have gained
 ECE = 0.10  # calibration error after temperature scaling
+BELOW = 0.40  # upper end of the interval of a metadata-only AUROC that is told as far below one half
 METADATA = 0.60  # lower end of the interval of a metadata-only AUROC
 HIDDEN = 0.80  # AUROC with the lungs hidden or blurred
 
@@ -35,8 +36,9 @@ def verdict(evidence: Evidence) -> dict[str, Any]:
     found = [{"level": level, "text": text} for rule in RULES for level, text in rule(evidence)]
     found.sort(key=lambda finding: LEVELS.index(finding["level"]))
     level = found[0]["level"] if found else "note"
-    warnings = sum(finding["level"] != "note" for finding in found)
-    count = f" ({warnings} warning{'' if warnings == 1 else 's'})" if warnings else ""
+    counts = [(name, sum(finding["level"] == name for finding in found)) for name in ("stop", "warning")]
+    told = ", ".join(f"{number} {name}{'' if number == 1 else 's'}" for name, number in counts if number)
+    count = f" ({told})" if told else ""
     return {"level": level, "headline": f"{HEADLINES[level]}{count}. {summary(evidence)}", "findings": found}
 
 
@@ -81,7 +83,11 @@ def leak(evidence: Evidence) -> Iterator[tuple[str, str]]:
         )
         yield "note", text + "split; the numbering is most likely per subtype, and then they are different children."
     if audit["copies"]["across"]:
-        yield "stop", f"{audit['copies']['across']} films have an exact copy in another split."
+        yield "stop", f"{groups_of(audit['copies']['across'])} in more than one split."
+
+
+def groups_of(count: int) -> str:
+    return "1 group of exact copies stands" if count == 1 else f"{count} groups of exact copies stand"
 
 
 def size(evidence: Evidence) -> Iterator[tuple[str, str]]:
@@ -138,7 +144,8 @@ def drifted(evidence: Evidence) -> Iterator[tuple[str, str]]:
 def calibrated(evidence: Evidence) -> Iterator[tuple[str, str]]:
     found = judged(evidence)["calibrated"]["ece"]
     if found["value"] is not None and found["value"] > ECE:
-        text = f"Probabilities are off by {100 * found['value']:.0f} points on average, even after temperature scaling"
+        after = ", even after temperature scaling" if evidence["operating_point"]["temperature_fitted"] else ""
+        text = f"Probabilities are off by {100 * found['value']:.0f} points on average{after}"
         yield "warning", f"{text}: read the call, not the number."
 
 
@@ -177,6 +184,11 @@ def shortcuts(evidence: Evidence) -> Iterator[tuple[str, str]]:
         if row["name"] == "metadata" and row["interval"][0] > METADATA:
             text = f"Size, aspect, bytes and colour mode alone give an AUROC of {figure(value_of(row))}: "
             yield "warning", text + "the class can be told without looking at the film."
+        if row["name"] == "metadata" and row["interval"][1] < BELOW:
+            text = (
+                f"Size, aspect, bytes and colour mode alone give an AUROC of {figure(value_of(row))}, far below 0.5: "
+            )
+            yield "note", text + "the classes are matched on metadata, so there is nothing to read from it."
         if row["name"] in ("border_only", "blurred") and row["auroc"] > HIDDEN:
             what = "With the centre blanked" if row["name"] == "border_only" else "On blurred films"
             yield "warning", f"{what} the model still reaches an AUROC of {figure(value_of(row))}: it reads a shortcut."

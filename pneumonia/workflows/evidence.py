@@ -17,7 +17,7 @@ import numpy as np
 from scipy.special import expit, logit
 
 from pneumonia.data.audit import audit_records
-from pneumonia.evaluation.bootstrap import Draws, bootstrap_draws, curve_bands, percentile_interval
+from pneumonia.evaluation.bootstrap import Draws, bootstrap_draws, curve_bands, percentile_interval, unbiased_interval
 from pneumonia.evaluation.calibration import apply_temperature, fit_temperature
 from pneumonia.evaluation.checks import Interval
 from pneumonia.evaluation.conformal import coverage, fit_conformal, risk_coverage
@@ -52,6 +52,7 @@ class Locked:
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Weigh a run, write its pages beside its predictions, close with a table and the verdict; the evidence."""
     source = source_of(config)
+    keep_report(source)
     try:
         evidence = weigh(source, config)
     except ValueError as error:
@@ -67,12 +68,23 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return evidence
 
 
+def keep_report(source: Source) -> None:
+    """Raise UserError where the pages of another table would replace those of the run that it lies in."""
+    if source.file.name != "predictions.csv" and (source.folder / "run.json").exists():
+        raise UserError(
+            f"predictions={source.file} lies in a run's folder, whose report it would overwrite; move it elsewhere, or "
+            f"type run={source.folder}."
+        )
+
+
 def after_training(folder: Path) -> None:
     """The evidence of a run that has just finished; a run is not lost because its evidence can't be drawn."""
     try:
         evaluate(EvaluateConfig(run=str(folder)))
     except (UserError, OSError) as error:
         log.warning("No evidence was written: %s", error)
+    except Exception:  # the run is finished and its tables are whole: a page must not make it fail
+        log.exception("No evidence was written. Once mended: python -m pneumonia.evaluate run=%s", folder)
 
 
 def weigh(source: Source, config: EvaluateConfig) -> dict[str, Any]:
@@ -160,8 +172,9 @@ def one_split(split: Split, locked: Locked, draws: Draws, config: EvaluateConfig
     bands = curve_bands(films.label, films.probability, films.patient, config.resamples, config.seed, config.level)
     after = bootstrap_draws(
         films.label, calibrated, films.patient, 0.5, config.resamples, config.seed, metrics=CALIBRATION
-    ).intervals(config.level)
+    )
     point = point_metrics(films.label, calibrated, 0.5)
+    intervals = clustered(after, point, config.level)
     return {
         "n": films.label.size,
         "positives": int(films.label.sum()),
@@ -171,7 +184,7 @@ def one_split(split: Split, locked: Locked, draws: Draws, config: EvaluateConfig
         "metrics": estimates(split, locked.threshold, draws, config.level),
         "delong": {"value": ranked.auroc, "interval": ranked.interval},
         "at_prevalence": prevalent(split, locked.threshold, draws, config),
-        "calibrated": {name: {"value": point[name], "interval": after[name]} for name in CALIBRATION},
+        "calibrated": {name: {"value": point[name], "interval": intervals[name]} for name in CALIBRATION},
         "reliability": {
             "before": [b._asdict() for b in reliability_bins(films.label, films.probability)],
             "after": [b._asdict() for b in reliability_bins(films.label, calibrated)],
@@ -194,17 +207,26 @@ def estimates(split: Split, threshold: float, draws: Draws, level: float) -> dic
         "specificity": (c["tn"], c["tn"] + c["fp"]), "ppv": (c["tp"], c["tp"] + c["fp"]),
         "npv": (c["tn"], c["tn"] + c["fn"]),
     }  # fmt: skip
-    clustered = draws.intervals(level)
-    return {
+    drawn = clustered(draws, values, level)
+    found = {
         name: {
             "value": values[name],
-            "interval": wilson(*of[name], level) if name in of else clustered[name],
+            "interval": wilson(*of[name], level) if name in of else drawn[name],
             "method": "Wilson" if name in of else "bootstrap over patients",
-            "clustered": clustered[name],
+            "clustered": drawn[name],
             "of": of[name][1] if name in of else films.label.size,
         }
         for name in METRICS
     }
+    if drawn["auroc"] and drawn["auroc"][0] == drawn["auroc"][1]:  # all resamples of a perfect ranking are perfect
+        found["auroc"] |= {"interval": delong(films.label, films.probability, level).interval, "method": "DeLong"}
+    return found
+
+
+def clustered(draws: Draws, values: Mapping[str, float | None], level: float) -> dict[str, Interval | None]:
+    """{metric: interval over patients}; that of ECE is corrected for the bias of its draws."""
+    found = draws.intervals(level)
+    return found | {"ece": unbiased_interval(draws.values["ece"], values["ece"], level)}
 
 
 def prevalent(split: Split, threshold: float, draws: Draws, config: EvaluateConfig) -> dict[str, Any] | None:

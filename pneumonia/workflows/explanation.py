@@ -10,6 +10,7 @@ Everything is computed before the first file is written; every file appears whol
 
 import logging
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -81,6 +82,15 @@ def explain_films(config: ExplainConfig) -> None:
             write_activations(config, request, shown)
     except OSError as error:
         raise UserError(f"{request.output} can't be written to: {error}. Set output=/a/writable/folder.") from error
+    tell_of_report(request)
+
+
+def tell_of_report(request: Request) -> None:
+    """How the sheets of a run come into its report."""
+    if request.run is not None and request.output.resolve() == (request.run / "explanations").resolve():
+        log.info(
+            "python -m pneumonia.evaluate run=%s puts these sheets into report.html", shlex.quote(str(request.run))
+        )
 
 
 def ready(request: Request, accelerator: str) -> tuple[Request, nn.Module]:
@@ -194,7 +204,7 @@ def drawn(config: ExplainConfig, request: Request, name: str, method: Method, ou
         config.palette,
         sign_of(method),
         smooth,
-        " \N{MIDDLE DOT} ".join(text for text in notes(config, request, method, outcome, smooth) if text),
+        " \N{MIDDLE DOT} ".join(text for text in notes(config, request, method, outcome, smooth, sheet.fitted) if text),
     )
 
 
@@ -227,7 +237,17 @@ def unit_of(name: str, method: Any) -> str:
     return str(getattr(method, "output", UNITS.get(name, "logit")))
 
 
-def notes(config: ExplainConfig, request: Request, method: Any, outcome: str, smooth: float) -> list[str]:
+def strongest(num_features: int, fitted: list[Explanation]) -> str:
+    """How many superpixels of how many are outlined."""
+    of = sorted(fit.weights.size for fit in fitted)
+    shown = sorted({min(num_features, count) for count in (of[0], of[-1])})
+    ranges = [str(pair[0]) if pair[0] == pair[-1] else f"{pair[0]} to {pair[-1]}" for pair in (shown, of)]
+    return f"the {ranges[0]} strongest of {ranges[1]} superpixels, outlined"
+
+
+def notes(
+    config: ExplainConfig, request: Request, method: Any, outcome: str, smooth: float, fitted: list[Explanation]
+) -> list[str]:
     """The footnote of a sheet: how films were chosen, what was drawn, whose films they are."""
     mistakes = outcome == "most_confident_mistakes"
     how = {
@@ -238,7 +258,7 @@ def notes(config: ExplainConfig, request: Request, method: Any, outcome: str, sm
     return [
         "" if outcome == "images" else request.locked,
         "" if outcome == "images" else "the most confident ones" if mistakes else how,
-        f"the {method.num_features} strongest superpixels, outlined" if isinstance(method, Lime) else "",
+        strongest(method.num_features, fitted) if fitted else "",
         f"smoothed by {smooth:.1f} px for the eye" if smooth else "",
         "yellow line: the true opacity" if masked else "",
         "frame: the true class, orange pneumonia, blue normal" if outcome != "images" else "",

@@ -23,7 +23,7 @@ from pneumonia.settings import PredictConfig, UserError, usable_cores
 from pneumonia.training.checkpoint import load_classifier
 from pneumonia.workflows.predictions import COLUMNS, sigmoid
 from pneumonia.workflows.shortcuts import logits
-from pneumonia.workflows.sources import class_name, data_settings, read_config, read_json
+from pneumonia.workflows.sources import class_name, data_settings, locked_point, read_config
 from pneumonia.workflows.targets import Film, films_to_predict
 
 log = logging.getLogger(__name__)
@@ -84,18 +84,19 @@ def checkpoint_of(config: PredictConfig) -> Path:
 def recipe_of(checkpoint: Path, model: dict[str, Any]) -> Recipe:
     """The recipe of the run that the checkpoint lies in; what it does not tell is at its default, with a note."""
     folder = checkpoint.resolve().parent.parent
-    settings, point = read_config(folder), read_json(folder / "evidence.json").get("operating_point", {})
+    settings, point = read_config(folder), locked_point(folder)
     data, notes = data_settings(settings), []
     size = model.get("image_size") or data.image_size
     if not settings:
         notes.append(f"No settings lie beside the checkpoint: films are squashed to {size} x {size} pixels.")
-    if not point:
+    if point is None:
+        point = {"threshold": 0.5}
         notes.append(
             "No evidence.json lies beside the checkpoint: temperature 1, threshold 0.5 (evaluate run= writes it)."
         )
     return Recipe(
         int(data.image_size if settings else size), data.resize, float(point.get("temperature", 1.0)),
-        float(f"{point.get('threshold_calibrated', 0.5):.6g}"), notes,
+        float(f"{point.get('threshold_calibrated', point['threshold']):.6g}"), notes,
     )  # fmt: skip
 
 
@@ -128,7 +129,11 @@ def called(films: Sequence[Film], values: np.ndarray, recipe: Recipe) -> list[di
         label = "" if film.label is None else film.label
         probability = float(f"{sigmoid(logit / recipe.temperature):.6g}")
         call = class_name(int(probability >= recipe.threshold))
-        assert math.isfinite(probability), film.path
+        if not math.isfinite(probability):
+            raise UserError(
+                f"{film.path}: the model gives {logit} where a finite number is expected; its weights are damaged or "
+                "its training diverged. Use another checkpoint."
+            )
         rows.append(
             known
             | {"label": label, "logit": float(f"{logit:.6g}"), "probability": probability}

@@ -1,15 +1,19 @@
 """What a report shows beside its figures: which run, from what settings, by which command, on whose films."""
 
 import logging
+import math
+import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+from PIL.Image import DecompressionBombError
 
 from pneumonia.data.decode import BadFilm, read_film
 from pneumonia.report.evidence_figures import inline_film, inline_sheet
-from pneumonia.workflows.sources import Source, class_name
+from pneumonia.workflows.sources import Source, class_name, read_json
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +41,7 @@ def page_of(source: Source, evidence: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": source.folder.resolve().name,
         "command": command,
+        "repeat": repeat_of(source, evidence),
         "facts": {name: run[name] for name in FACTS if run.get(name) is not None},
         "parameters": run.get("parameters"),
         "versions": run.get("versions", {}),
@@ -49,21 +54,59 @@ def page_of(source: Source, evidence: Mapping[str, Any]) -> dict[str, Any]:
         "history": source.history,
         "credit": source.credit,
         "kermany": "Kermany" in source.credit,
-        "sheets": sheets_of(source.folder),
+        "sheets": sheets_of(source.folder, evidence["operating_point"]["threshold"]),
         "mistakes": [mistake | {"picture": picture_of(source, mistake["path"])} for mistake in named(evidence)],
     }
 
 
-def sheets_of(folder: Path) -> list[dict[str, str]]:
-    """The sheets that explain and scoreboard left in the run, as data URIs until ROOM is used up, then by name."""
+def repeat_of(source: Source, evidence: Mapping[str, Any]) -> str:
+    """The command that writes the same page, to be typed where this one was typed, quoted for a shell."""
+    options, shortcuts = evidence["options"], evidence["shortcuts"] is not None
+    rule = {f"operating_point.{name}": value for name, value in options["operating_point"].items()}
+    told = {"run": source.folder} if source.file.name == "predictions.csv" else {"predictions": source.file}
+    typed = {**told, **rule, **{name: value for name, value in options.items() if name != "operating_point"}}
+    texts = [f"{name}={plainly(value)}" for name, value in typed.items() if value is not None]
+    texts += ["shortcuts=true"] if shortcuts else []
+    return " ".join(["python -m pneumonia.evaluate", *map(shlex.quote, texts)])
+
+
+def plainly(value: object) -> str:
+    """A value in Hydra's grammar: a path with marks of that grammar stands in quotes."""
+    text = str(value)
+    if not isinstance(value, Path) or re.fullmatch(r"[\w./~+@-]+", text):
+        return text
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def sheets_of(folder: Path, threshold: float) -> list[dict[str, str]]:
+    """The sheets that explain and scoreboard left in the run, as data URIs where ROOM is left, else by name and reason.
+
+    A sheet that was made at another threshold would tell of other outcomes than the page: it is left out with a reason.
+    """
     sheets, used = [], 0
     for file in sorted((folder / "explanations").rglob("*.png")):
-        picture = inline_sheet(file) if used < ROOM else ""
+        name = file.relative_to(folder / "explanations").with_suffix("").as_posix()
+        picture, reason = "", "left out for size"
+        made = made_at(file)
+        if made is not None and not math.isclose(made, threshold, rel_tol=1e-6, abs_tol=1e-9):
+            reason = f"made at threshold {made:.4g}, before this operating point"
+        else:
+            try:
+                picture = inline_sheet(file)
+            except (OSError, ValueError, DecompressionBombError) as error:
+                log.warning("%s can't be read and is left out of the report: %s", file, error)
+                continue
+        if used + len(picture) > ROOM:
+            picture = ""
         used += len(picture)
-        sheets.append(
-            {"name": file.relative_to(folder / "explanations").with_suffix("").as_posix(), "picture": picture}
-        )
+        sheets.append({"name": name, "picture": picture, "reason": "" if picture else reason})
     return sheets
+
+
+def made_at(sheet: Path) -> float | None:
+    """The threshold in the settings of the same name beside a sheet; None where it is not told."""
+    told = read_json(sheet.with_suffix(".json")).get("threshold")
+    return float(told) if isinstance(told, int | float) else None
 
 
 def named(evidence: Mapping[str, Any]) -> list[dict[str, Any]]:

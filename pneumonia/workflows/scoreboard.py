@@ -3,7 +3,9 @@
 Layout    <run>/explanations/scoreboard.csv    a row a method: rank, then mean, low and high of every measure
           <run>/explanations/scoreboard.json   the same, with n, the methods' agreement, the films and the settings
           <run>/explanations/scoreboard.png
-Rank      mean of a method's places in the measures that have a better end; the others only describe. 95 %
+Rank      mean of a method's places in the measures that have a better end; the others only describe. Deletion and
+          insertion have one only where all films were called pneumonia (select=tp or fp): of a film called normal
+          the regions that speak for pneumonia move the output the other way. A single method has no rank. 95 %
           intervals by percentile bootstrap over films, one film a patient.
 """
 
@@ -12,8 +14,8 @@ import io
 import logging
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from pneumonia.evaluation.intervals import wilson
 from pneumonia.report.figures import save
 from pneumonia.report.scoreboard import Measure, scoreboard
 from pneumonia.settings import ScoreboardConfig, UserError
-from pneumonia.workflows.explanation import TITLES, images_of, into_tensorboard, ready, told_plainly
+from pneumonia.workflows.explanation import TITLES, images_of, into_tensorboard, ready, tell_of_report, told_plainly
 from pneumonia.workflows.record import write_json
 from pneumonia.workflows.selection import NAMES, Request, films_to_score
 
@@ -90,6 +92,7 @@ def score_methods(config: ScoreboardConfig) -> None:
         write_scoreboard(config, request, values, table)
     except OSError as error:
         raise UserError(f"{request.output} can't be written to: {error}. Mend its permissions.") from error
+    tell_of_report(request)
 
 
 def bench_of(request: Request, net: nn.Module, config: ScoreboardConfig) -> Bench:
@@ -151,13 +154,22 @@ def interval(values: Values, resamples: int, seed: int, hits: bool = False) -> d
     return {"mean": mean, "low": low, "high": high, "n": int(defined.size)}
 
 
-def ranks(means: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+def measures_of(select: str) -> tuple[Measure, ...]:
+    """MEASURES, deletion and insertion without a better end unless all films were called pneumonia."""
+    if select in ("tp", "fp"):
+        return MEASURES
+    return tuple(replace(m, better="") if m.name in ("deletion", "insertion") else m for m in MEASURES)
+
+
+def ranks(means: Mapping[str, Mapping[str, Any]], measures: Sequence[Measure] = MEASURES) -> dict[str, float | None]:
     """Each method's mean place over the measures that have a better end; 1 is best, a tie shares its places.
 
-    A measure that a method has no value for puts it last there.
+    A measure that a method has no value for puts it last there. None for a single method.
     """
+    if len(means) < 2:
+        return dict.fromkeys(means)
     places = []
-    for measure in MEASURES:
+    for measure in measures:
         column = [means[name].get(measure.name, {}).get("mean") for name in means]
         if not measure.better or all(value is None for value in column):
             continue
@@ -179,9 +191,9 @@ def write_scoreboard(
         name: {key: interval(column, config.resamples, config.seed, "pointing" in key) for key, column in found.items()}
         for name, found in values.items()
     }
-    place = ranks(means)
-    order = sorted(means, key=lambda name: (place[name], name))
-    measures = [m for m in MEASURES if any(m.name in means[name] for name in order)]
+    place = ranks(means, measures_of(config.select))
+    order = sorted(means, key=lambda name: (place[name] or 0, name))
+    measures = [m for m in measures_of(config.select) if any(m.name in means[name] for name in order)]
     names = list(values)
     shown = [names.index(name) for name in order]
     mean_table = table.mean(axis=0)[np.ix_(shown, shown)]
@@ -217,7 +229,7 @@ def clean(value: float) -> float | None:
 
 
 def write_csv(
-    file: Path, order: list[str], place: Mapping[str, float], measures: list[Measure], means: Mapping[str, Any]
+    file: Path, order: list[str], place: Mapping[str, float | None], measures: list[Measure], means: Mapping[str, Any]
 ) -> None:
     """One row a method, through a temporary name; an empty cell has no value."""
     stream = io.StringIO()
@@ -225,20 +237,30 @@ def write_csv(
     writer.writerow(["method", "rank", *(f"{m.name}{part}" for m in measures for part in ("", "_low", "_high"))])
     for name in order:
         cells = [means[name].get(m.name, {}).get(part) for m in measures for part in ("mean", "low", "high")]
-        writer.writerow([name, f"{place[name]:.3g}", *("" if cell is None else f"{cell:.6g}" for cell in cells)])
+        writer.writerow([name, ranked(place[name]), *("" if cell is None else f"{cell:.6g}" for cell in cells)])
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     temporary.write_text(stream.getvalue(), encoding="utf-8", newline="")
     os.replace(temporary, file)
 
 
-def log_table(order: list[str], place: Mapping[str, float], measures: list[Measure], means: Mapping[str, Any]) -> None:
+def ranked(place: float | None) -> str:
+    return "" if place is None else f"{place:.3g}"
+
+
+def log_table(
+    order: list[str], place: Mapping[str, float | None], measures: list[Measure], means: Mapping[str, Any]
+) -> None:
     """Means on the terminal, best method first; the sign beside a measure says which end is better."""
     sign = {"higher": " +", "lower": " -", "nearer 0": " 0", "": ""}
     heads = [f"{m.name}{sign[m.better]}" for m in measures]
-    log.info("%-21s%6s%s", "method", "rank", "".join(f"{head:>{len(head) + 2}}" for head in heads))
+    rows = [["method", "rank", *heads]]
     for name in order:
         cells = [means[name].get(m.name, {}).get("mean") for m in measures]
-        texts = ["-" if cell is None else f"{cell:.3g}" for cell in cells]
-        row = "".join(f"{text:>{len(head) + 2}}" for text, head in zip(texts, heads, strict=True))
-        log.info("%-21s%6.2f%s", name, place[name], row)
-    log.info("rank: mean place over the measures marked + (higher is better), - (lower) and 0 (nearer 0)")
+        rows.append([name, ranked(place[name]) or "-", *("-" if cell is None else f"{cell:.3g}" for cell in cells)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *others in rows:
+        log.info(
+            "%s", first.ljust(widths[0]) + "".join(f"  {text:>{n}}" for text, n in zip(others, widths[1:], strict=True))
+        )
+    if len(order) > 1:
+        log.info("rank: mean place over the measures marked + (higher is better), - (lower) and 0 (nearer 0)")

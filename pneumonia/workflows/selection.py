@@ -4,25 +4,21 @@ A run's films come from its predictions.csv, at the threshold of its evidence.js
 run's own size and resize rule. Errors are UserError, before anything is loaded or written.
 """
 
-import csv
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from pneumonia.data.decode import RESIZE, BadFilm, read_film
 from pneumonia.data.records import SUFFIXES, parse_name
-from pneumonia.settings import OUTCOMES, DataConfig, ExplainConfig, ScoreboardConfig, UserError
+from pneumonia.settings import OUTCOMES, ExplainConfig, ScoreboardConfig, UserError
 from pneumonia.workflows.films import credit
+from pneumonia.workflows.sources import Source, data_settings, locked_point, read_config, read_json, read_run
+from pneumonia.workflows.targets import films_below
 
 NAMES = {
     "tp": "true positives",
@@ -32,7 +28,6 @@ NAMES = {
     "most_confident_mistakes": "most confident mistakes",
     "images": "films",
 }
-COLUMNS = ("path", "patient", "subtype", "label", "split", "probability")
 
 
 @dataclass(frozen=True)
@@ -82,23 +77,6 @@ class Request:
         return [film for sheet in self.sheets.values() for film in sheet]
 
 
-@lru_cache(maxsize=4)
-def _loaded(folder: Path) -> dict[str, Any]:
-    """The settings of a run; empty where there are none."""
-    try:
-        found = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml"), resolve=True)
-    except (OSError, OmegaConfBaseException, ValueError):
-        return {}
-    return {str(name): value for name, value in found.items()} if isinstance(found, dict) else {}
-
-
-def data_of(folder: Path) -> DataConfig | None:
-    """The data settings that a run was made with, None where they are not known."""
-    data = _loaded(folder).get("data")
-    names = DataConfig.__dataclass_fields__
-    return DataConfig(**{name: value for name, value in data.items() if name in names}) if data else None
-
-
 def films_to_explain(config: ExplainConfig) -> Request:
     """The films that `config` asks for, read. Raises UserError."""
     request = from_images(config) if config.images else from_run(config)
@@ -110,7 +88,8 @@ def films_to_score(config: ScoreboardConfig) -> Request:
     """The films that a scoreboard is made over: one a patient, so that they are independent. Raises UserError."""
     folder = run_folder(config.run or "")
     threshold, locked = threshold_of(folder, config.threshold)
-    known = called_films(folder, config.split)
+    source = read_run(folder)
+    known = called_films(source, config.split)
     wanted = [film for film in known if config.select in ("all", film.outcome(threshold))]
     if not wanted:
         raise UserError(f"run={folder}: no {NAMES[config.select]} at this operating point ({locked}).")
@@ -121,7 +100,7 @@ def films_to_score(config: ScoreboardConfig) -> Request:
         raise UserError(
             f"run={folder}: only one patient among the {NAMES.get(config.select, 'films')}; intervals need two."
         )
-    request = described_run(folder, threshold, locked, {config.select: chosen}, {config.select: len(wanted)})
+    request = described_run(source, threshold, locked, {config.select: chosen}, {config.select: len(wanted)})
     writable(request.output)
     return pictured(request, config.root)
 
@@ -130,18 +109,19 @@ def from_run(config: ExplainConfig) -> Request:
     """Films of a run by outcome."""
     folder = run_folder(config.run or "")
     threshold, locked = threshold_of(folder, config.threshold)
-    groups = by_outcome(called_films(folder, config.split), threshold)
+    source = read_run(folder)
+    groups = by_outcome(called_films(source, config.split), threshold)
     names = OUTCOMES if config.select == "all" else (config.select,)
     notes: tuple[str, ...] = (locked,)
     if empty := [NAMES[name].replace("most confident ", "") for name in names if not groups[name]]:
         told = f"no {' and no '.join(empty)} at this operating point ({locked})"
         if len(empty) == len(names):
-            there = ", ".join(name for name in OUTCOMES if groups[name])
-            raise UserError(f"select={config.select}: {told} among the {config.split} films. Type select={there}.")
+            there = " or ".join(f"select={name}" for name in OUTCOMES if groups[name])
+            raise UserError(f"select={config.select}: {told} among the {config.split} films. Type {there}.")
         notes = (told,)
     sheets = {name: choose(groups[name], name, config, threshold) for name in names if groups[name]}
     totals = {name: len(groups[name]) for name in sheets}
-    request = described_run(folder, threshold, locked, sheets, totals, config.output)
+    request = described_run(source, threshold, locked, sheets, totals, config.output)
     return pictured(replace(request, notes=notes), config.root)
 
 
@@ -176,7 +156,8 @@ def from_images(config: ExplainConfig) -> Request:
     if not checkpoint.is_file():
         raise UserError(f"checkpoint={checkpoint}: no such file; expected <run>/checkpoints/best.ckpt.")
     home = run or checkpoint.resolve().parents[1]
-    data = data_of(home)
+    settings = read_config(home)
+    data = data_settings(settings) if settings else None
     files = image_files(Path(config.images or "").expanduser())
     understood = [parse_name(file.stem, "strict") for file in files]
     films = [
@@ -202,10 +183,7 @@ def from_images(config: ExplainConfig) -> Request:
 def image_files(place: Path) -> list[Path]:
     """The image, or every image below the folder in name order."""
     if place.is_dir():
-        files = sorted(file for file in place.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        if not files:
-            raise UserError(f"images={place}: no films in it; expected {', '.join(SUFFIXES)}.")
-        return [file.resolve() for file in files]
+        return [file.resolve() for file in films_below(place)]
     if not place.is_file():
         raise UserError(f"images={place}: no such file or folder; expected a film ({', '.join(SUFFIXES)}) or a folder.")
     return [place.resolve()]
@@ -221,50 +199,34 @@ def run_folder(name: str) -> Path:
     return folder
 
 
-def called_films(folder: Path, split: str) -> list[Film]:
-    """The films of one split of predictions.csv, in its order. Raises UserError."""
-    file = folder / "predictions.csv"
-    if not file.is_file():
-        raise UserError(f"run={folder}: there is no predictions.csv in it; expected the folder of a finished run.")
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
-        films = [
-            Film(row["path"], row["patient"], row["subtype"], int(row["label"]), float(row["probability"]))
-            for row in rows
-            if row["split"] == split
-        ]
-    except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file} can't be read ({error}); expected the columns {','.join(COLUMNS)}.") from error
-    if not films:
-        there = sorted({row["split"] for row in rows})
-        raise UserError(f"split={split}: {file} has no such films; it has {', '.join(there) or 'no rows'}.")
-    return films
+def called_films(source: Source, split: str) -> list[Film]:
+    """The films of one split of a run, by path. Raises UserError."""
+    if split not in source.splits:
+        raise UserError(f"split={split}: {source.file} has no such films; it has {', '.join(source.splits)}.")
+    part = source.splits[split]
+    columns = (part.films.path, part.films.patient, part.subtype, part.films.label, part.films.probability)
+    return [Film(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
 def threshold_of(folder: Path, given: float | None) -> tuple[float, str]:
     """(threshold, where it comes from): as typed, locked by evaluate in evidence.json, else 0.5."""
     if given is not None:
         return given, f"threshold={given:g}, as typed"
-    try:
-        point = json.loads((folder / "evidence.json").read_text())["operating_point"]
-        return float(point["threshold"]), f"threshold {float(point['threshold']):.4g}, locked on validation"
-    except FileNotFoundError:
+    point = locked_point(folder)
+    if point is None:
         return 0.5, "threshold 0.5; evaluate would lock one on validation"
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{folder / 'evidence.json'} can't be read ({type(error).__name__}: {error}). Run python -m "
-            f"pneumonia.evaluate run={folder} again, or type threshold=0.5."
-        ) from error
+    threshold = float(point["threshold"])
+    chosen = point.get("chosen_on", "val")
+    return threshold, f"threshold {threshold:.4g}, {'locked on validation' if chosen else 'not chosen on validation'}"
 
 
 def described_run(
-    folder: Path, threshold: float, locked: str, sheets: dict[str, list[Film]], totals: dict[str, int],
+    source: Source, threshold: float, locked: str, sheets: dict[str, list[Film]], totals: dict[str, int],
     output: str | None = None,
 ) -> Request:  # fmt: skip
     """The request for films of a run, pixels not read yet."""
-    data = data_of(folder)
-    if data is None:
+    folder, data = source.folder, source.data
+    if not source.config:
         raise UserError(f"run={folder}: .hydra/config.yaml can't be read; expected the folder of a finished run.")
     understood = all(parse_name(Path(film.path).stem, "strict") for films in sheets.values() for film in films)
     place = Path(output).expanduser() if output else folder / "explanations"
@@ -280,7 +242,9 @@ def pictured(request: Request, root: str | None, section: str = "root") -> Reque
         return request  # the net will tell its size
     if root is None:
         assert request.run is not None
-        root = data_root(request.run)
+        root = read_json(request.run / "run.json").get("data_root")
+        if not isinstance(root, str):
+            raise UserError(f"{request.run / 'run.json'} does not tell where the films lie: set root=/path/to/them.")
     bad: list[str] = []
     sheets = {
         name: [read(film, Path(root), request.image_size, request.resize, bad) for film in films]
@@ -306,14 +270,6 @@ def read(film: Film, root: Path, size: int, resize: str, bad: list[str]) -> Film
     known = not Path(film.path).is_absolute() and file.is_file()
     grey = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE) if known else None
     return replace(film, pixels=pixels, mask=None if grey is None else RESIZE[resize](np.asarray(grey), size) > 127)
-
-
-def data_root(folder: Path) -> str:
-    """Where the run's films lay. Raises UserError when run.json does not tell."""
-    try:
-        return str(json.loads((folder / "run.json").read_text())["data_root"])
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / 'run.json'} does not tell where the films lie: set root=/path/to/them.") from error
 
 
 def writable(folder: Path) -> None:

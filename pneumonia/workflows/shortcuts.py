@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import expit
 
 from pneumonia.data.decode import BadFilm, read_film
 from pneumonia.evaluation.checks import Floats
@@ -51,7 +52,7 @@ def read_all(source: Source, paths: list[str]) -> Images:
 
 def probabilities(classifier: Classifier, images: Images) -> Floats:
     """uint8 [N, S, S] -> probability of pneumonia [N]."""
-    return 1 / (1 + np.exp(-logits(classifier, images)))
+    return np.asarray(expit(logits(classifier, images)))
 
 
 @torch.inference_mode()

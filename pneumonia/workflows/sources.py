@@ -24,6 +24,7 @@ from pneumonia.workflows.films import credit
 
 NEEDED = ("path", "label", "probability")
 LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "NORMAL": 0, "PNEUMONIA": 1}
+SCALED = ("temperature", "threshold_calibrated")
 Row = dict[str, Any]
 
 
@@ -268,6 +269,26 @@ def read_json(file: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def locked_point(folder: Path) -> dict[str, Any] | None:
+    """The operating point in the evidence.json of a run; None where evaluate wrote none. Raises UserError."""
+    file = folder / "evidence.json"
+    try:
+        point: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["operating_point"]
+        told = [float(point["threshold"]), *(float(point[name]) for name in SCALED if name in point)]
+        if not all(map(math.isfinite, told)):
+            raise ValueError("a number is not finite")
+        if float(point.get("temperature", 1)) <= 0:
+            raise ValueError(f"temperature={point['temperature']}")
+    except FileNotFoundError:
+        return None
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{file} can't be read ({type(error).__name__}: {error}). Run python -m pneumonia.evaluate run={folder} "
+            "again, or remove it: the threshold is then 0.5."
+        ) from error
+    return point
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -63,16 +63,24 @@ def check_output(file: Path) -> None:
             raise UserError(f"output={file} is there and was not written by predict: name another file.")
 
 
-def folder_films(folder: Path) -> list[Film]:
-    """Every film below `folder` by name; labels from folders NORMAL and PNEUMONIA."""
+def films_below(folder: Path) -> list[Path]:
+    """Every film below `folder` by name, without hidden files and what macOS packs beside them. Raises UserError."""
     found = sorted(
         file
         for file in folder.rglob("*")
-        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and "__MACOSX" not in file.parts
+        if file.suffix.lower() in SUFFIXES
+        and not file.name.startswith(".")
+        and "__MACOSX" not in file.relative_to(folder).parts
+        and file.is_file()
     )
     if not found:
         raise UserError(f"images={folder}: no films in it; expected files that end in {', '.join(SUFFIXES)}.")
-    return [named(file, file.relative_to(folder).as_posix()) for file in found]
+    return found
+
+
+def folder_films(folder: Path) -> list[Film]:
+    """Every film below `folder`; labels from folders NORMAL and PNEUMONIA."""
+    return [named(file, file.relative_to(folder).as_posix()) for file in films_below(folder)]
 
 
 def named(file: Path, path: str) -> Film:

@@ -11,6 +11,7 @@ from skimage.segmentation import quickshift
 
 from pneumonia.attribution.segmentation import grid_segments, quickshift_segments, slic_segments
 from pneumonia.attribution.superpixel import draw_samples, fit, sample_outputs, to_bytes
+from pneumonia.data.decode import read_film
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +138,16 @@ def test_segments_are_numbered_without_gaps_and_cover_the_film(picture, size, se
     segments = segment(picture[: size[0], : size[1]])
     assert segments.shape == size
     assert np.array_equal(np.unique(segments), np.arange(segments.max() + 1)) and segments.max() > 2
+
+
+def test_small_films_have_superpixels_enough_and_224_pixels_those_of_before(phantoms):
+    lime = method_of("lime")
+    file = next(iter(sorted((phantoms / "test" / "PNEUMONIA").iterdir())))
+    whole = read_film(file, 224, "squash")
+    assert np.array_equal(lime.segment(whole, 7), quickshift_segments(whole, 4, 200, 0.2, 2, 7))
+    for size in (64, 128):
+        assert 20 <= lime.segment(read_film(file, size, "squash"), 7).max() + 1 <= 60
+    lime.segment(read_film(file, 32, "squash"), 7)  # a kernel below one pixel is refused by scikit-image
 
 
 def test_only_the_strongest_are_painted():

@@ -148,6 +148,36 @@ def test_images_go_through_the_run_s_own_preprocessing(
         assert np.array_equal(film, read_film(Path(str(path)), 32, "pad"))
 
 
+def test_the_footnote_counts_the_superpixels() -> None:
+    from pneumonia.attribution.superpixel import Explanation
+    from pneumonia.workflows.explanation import strongest
+
+    few, many = (Explanation(np.zeros((1, 1), np.int64), np.zeros(size), 0, 0, 0) for size in (3, 31))
+    assert strongest(5, [few]) == "the 3 strongest of 3 superpixels, outlined"
+    assert strongest(5, [many, few]) == "the 3 to 5 strongest of 3 to 31 superpixels, outlined"
+
+
+def test_hidden_files_are_no_films(command: Command, run: Path, phantoms: Path, tmp_path: Path) -> None:
+    film = next((phantoms / "test" / "NORMAL").iterdir())
+    for name in ("a.png", "._a.png", "__MACOSX/a.png"):
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(film, tmp_path / "mine" / name)
+    command("explain", f"checkpoint={run}/checkpoints/best.ckpt", f"images={tmp_path}/mine", "attribution=gradcam")
+    assert arrays(tmp_path / "explanations" / "gradcam" / "images.npz")["path"].tolist() == [
+        str(tmp_path / "mine/a.png")
+    ]
+
+
+def test_older_runs_without_patients_are_explained(command: Command, finished: Path) -> None:
+    rows = list(predictions(finished).values())
+    with (finished / "predictions.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, ("path", "label", "split", "probability"), extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    command("explain", f"run={finished}", "attribution=gradcam", "count=2", "threshold=0")
+    assert (finished / "explanations" / "gradcam" / "tp.png").exists()
+
+
 def test_films_that_were_moved_are_found_again(
     command: Command, capsys: pytest.CaptureFixture[str], finished: Path, films_copy: Path
 ) -> None:

@@ -160,8 +160,22 @@ def test_a_table_that_is_spoilt(command: Command, capsys: pytest.CaptureFixture[
     (finished / "evidence.json").write_text('{"operating_point": {}}')
     assert "pneumonia.evaluate run=" in refused(command, capsys, "explain", f"run={finished}")
     (finished / "evidence.json").unlink()
+    rows = (finished / "predictions.csv").read_text().splitlines()
+    for spoilt, message in (
+        ([*rows[:2], rows[2].rpartition(",")[0] + ",nan", *rows[3:]], "line 3: probability=nan"),
+        ([*rows, rows[1]], "stands already in line 2"),
+    ):
+        (finished / "predictions.csv").write_text("\n".join(spoilt) + "\n")
+        for name in ("explain", "scoreboard"):
+            assert message in refused(command, capsys, name, f"run={finished}")
+    (finished / "predictions.csv").write_text("\n".join(rows) + "\n")
+    assert "Type select=tp or select=fp." in refused(
+        command, capsys, "explain", f"run={finished}", "select=fn", "threshold=0"
+    )
     (finished / "predictions.csv").write_text("path,label\na,1\n")
-    assert "expected the columns path,patient" in refused(command, capsys, "explain", f"run={finished}")
+    assert "no column probability; expected path,label,probability" in refused(
+        command, capsys, "explain", f"run={finished}"
+    )
     (finished / "predictions.csv").unlink()
     assert "no predictions.csv" in refused(command, capsys, "explain", f"run={finished}")
 

@@ -132,6 +132,30 @@ def test_a_mistake_is_one_line(
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
+@pytest.mark.parametrize(
+    "content", ['{"operating_point": {"thr', "[]", '{"operating_point": {}}', '{"operating_point": {"threshold": NaN}}']
+)
+def test_a_damaged_evidence_is_not_read_as_none(
+    command: Command, run: Path, phantoms: Path, tmp_path: Path, capsys: Any, content: str
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    (copy / "evidence.json").write_text(content)
+    with pytest.raises(SystemExit) as ending:
+        command("predict", f"run={copy}", f"images={phantoms / 'test'}")
+    told = capsys.readouterr().err
+    assert ending.value.code == 2 and f"pneumonia.evaluate run={copy}" in told, told
+    assert not (tmp_path / "predictions.csv").exists()
+
+
+def test_a_probability_that_is_none_is_the_models_fault() -> None:
+    from pneumonia.settings import UserError
+    from pneumonia.workflows.inference import Recipe, called
+    from pneumonia.workflows.targets import Film
+
+    with pytest.raises(UserError, match=r"a\.png: the model gives nan"):
+        called([Film(Path("a.png"), "a.png")], np.array([np.nan]), Recipe(32, "squash", 1, 0.5, []))
+
+
 def test_importing_the_commands_loads_no_torch() -> None:
     probe = "import sys, pneumonia.predict, pneumonia.evaluate, pneumonia.compare; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", probe], cwd=Path(__file__).parents[2]).returncode == 0

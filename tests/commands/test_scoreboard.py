@@ -68,7 +68,7 @@ def test_films_without_known_opacity_leave_the_truth_out(command: Command, finis
 
 
 def test_ranks_by_hand() -> None:
-    from pneumonia.workflows.scoreboard import ranks
+    from pneumonia.workflows.scoreboard import measures_of, ranks
 
     def row(pointing: float | None, deletion: float, randomised: float) -> dict:
         values = {"pointing": pointing, "deletion": deletion, "randomised": randomised, "seconds": 1.0}
@@ -77,6 +77,24 @@ def test_ranks_by_hand() -> None:
     table = {"a": row(0.9, 0.2, -0.3), "b": row(0.9, 0.1, 0.1), "c": row(None, 0.3, 0.2)}
     expected = {"a": (1.5 + 2 + 3) / 3, "b": (1.5 + 1 + 1) / 3, "c": (3 + 3 + 2) / 3}
     assert ranks(table) == pytest.approx(expected)
+    without = {"a": (1.5 + 3) / 2, "b": (1.5 + 1) / 2, "c": (3 + 2) / 2}
+    assert ranks(table, measures_of("all")) == pytest.approx(without)
+    assert ranks(table, measures_of("fp")) == pytest.approx(expected)
+    assert ranks({"a": table["a"]}) == {"a": None}
+
+
+def test_the_columns_of_the_terminal_stand_below_their_heads(caplog: pytest.LogCaptureFixture) -> None:
+    from pneumonia.workflows.scoreboard import MEASURES, log_table
+
+    measures = [m for m in MEASURES if m.name in ("mass", "iou")]
+    means = {
+        name: {"mass": {"mean": -1.23e-12}, "iou": {"mean": None}} for name in ("lime", "integrated_gradients_long")
+    }
+    with caplog.at_level("INFO"):
+        log_table(list(means), {"lime": 1.0, "integrated_gradients_long": 2.0}, measures, means)
+    lines = [record.getMessage() for record in caplog.records][:3]
+    assert len({len(line) for line in lines}) == 1 and all("  " in line for line in lines)
+    assert lines[1].split() == ["lime", "1", "-1.23e-12", "-"]
 
 
 def test_intervals_of_hits_are_wilson_s_and_of_others_from_films() -> None:

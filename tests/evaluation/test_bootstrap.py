@@ -6,7 +6,14 @@ import pytest
 from sklearn import metrics as sk
 
 from pneumonia.evaluation import bootstrap
-from pneumonia.evaluation.bootstrap import GRID, bootstrap_draws, clustered_bootstrap, curve_bands, patient_weights
+from pneumonia.evaluation.bootstrap import (
+    GRID,
+    bootstrap_draws,
+    clustered_bootstrap,
+    curve_bands,
+    patient_weights,
+    unbiased_interval,
+)
 from pneumonia.evaluation.metrics import METRICS, point_metrics
 from pneumonia.evaluation.weighted import WeightedMetrics
 
@@ -117,6 +124,18 @@ def test_curves_leave_one_class_resamples_out():
     for band in (roc, precision_recall):
         assert (band.low == 1).all()
         assert (band.high == 1).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_interval_of_ece_holds_its_estimate_on_calibrated_films(seed):
+    rng = np.random.default_rng(seed)
+    probability = rng.uniform(size=600)
+    label = (rng.uniform(size=600) < probability).astype(int)
+    estimate = point_metrics(label, probability, 0.5)["ece"]
+    drawn = bootstrap_draws(label, probability, np.arange(600), 0.5, resamples=400, metrics=("ece",)).values["ece"]
+    low, high = unbiased_interval(drawn, estimate, 0.95)
+    assert 0 <= low < estimate < high < drawn.max()
+    assert np.maximum(drawn - drawn.mean() + estimate, 0).mean() == pytest.approx(estimate, abs=1e-3)
 
 
 def test_no_resamples_are_refused():
