@@ -311,7 +311,7 @@ def prepare_arguments(name: str, arguments: list[str], check: Callable[[Any], No
         return arguments
     folder = Path(config.hydra.sweep.dir if multirun else config.hydra.run.dir)
     writable_folder(folder)
-    if multirun and not any(override.startswith("test=") for override in overrides):
+    if multirun and "test" in config and not any(override.startswith("test=") for override in overrides):
         arguments = [*arguments, "test=false"]  # a sweep is ranked on validation
     if multirun:
         return arguments

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from resume_cases import SETTINGS, assert_same_end, kill_after, start
+from resume_cases import SETTINGS, assert_same_end, go_on, kill_after, start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 Command = Callable[..., None]
@@ -39,8 +39,8 @@ def test_a_run_killed_at_some_instant_ends_as_one_that_was_not(
     unbroken: Path, phantoms: Path, tmp_path: Path, share: float
 ) -> None:
     folder = tmp_path / "run"
-    kill_after(start(phantoms, folder), folder, share)
-    assert start(phantoms, folder, resume=(folder / "run.json").exists()).wait(120) == 0
+    kill_after(start(phantoms, folder), folder, share, unbroken)
+    assert go_on(phantoms, folder) == 0
     assert_same_end(unbroken, folder)
 
 
