@@ -28,7 +28,7 @@ from pneumonia.data.decode import BadFilm, Decoded, decode, read_film
 from pneumonia.data.records import Record
 from pneumonia.settings import UserError, usable_cores
 
-FORMAT = 1
+FORMAT = 2
 MARGIN = 64 << 20  # bytes left free for everything else
 
 

@@ -15,7 +15,8 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-LEAST = 400  # below it the mean error of the reduced decode passes 1 grey level on full-size films
+LEAST = 448  # below it the mean error of the reduced decode passes 1 grey level on some full-size films
+HALVED = 2.5  # sides to target from which halving first stays within 1 grey level
 
 
 class BadFilm(Exception):
@@ -74,7 +75,14 @@ def grey(image: Image.Image) -> np.ndarray:
 
 
 def to_size(grey: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Resize [H, W]: by area when it shrinks, bilinear when it grows."""
+    """Resize [H, W]: by area when it shrinks, bilinear when it grows.
+
+    Where it shrinks by HALVED and more, even sides are halved first: OpenCV does that at a fraction of the cost of any
+    other ratio, and the area resize that is left has a quarter of the pixels to read.
+    """
+    tall, wide = grey.shape
+    if tall >= HALVED * height and wide >= HALVED * width and tall % 2 == wide % 2 == 0:
+        grey = cv2.resize(grey, (wide // 2, tall // 2), interpolation=cv2.INTER_AREA)
     shrinks = width <= grey.shape[1] and height <= grey.shape[0]
     return cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
