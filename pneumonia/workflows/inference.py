@@ -28,6 +28,7 @@ from pneumonia.workflows.targets import Film, films_to_predict
 
 log = logging.getLogger(__name__)
 
+SHOWN = 3  # films that are named as left out
 FILM_COLUMNS = (*COLUMNS, "threshold", "call")
 
 
@@ -59,10 +60,13 @@ def predict_films(config: PredictConfig) -> list[dict[str, Any]]:
         rows += called(
             [film for film, _ in result], logits(classifier, np.stack([pixels for _, pixels in result])), recipe
         )
-    for film, reason in bad:
+    for film, reason in bad[:SHOWN]:
         log.warning("left out %s: %s", film.path, reason)
+    if len(bad) > SHOWN:
+        log.warning("and %d more were left out", len(bad) - SHOWN)
     if not rows:
-        raise UserError(f"images={config.images}: none of {len(bad)} films can be read.")
+        film, reason = bad[0]
+        raise UserError(f"images={config.images}: none of {len(bad)} films can be read ({film.file}: {reason}).")
     for row in rows:
         log.info("%s  %.4f  %s", row["path"], row["probability"], row["call"])
     write_rows(Path(config.output).expanduser(), rows)
@@ -107,6 +111,8 @@ def read(films: Sequence[Film], recipe: Recipe, batch: int) -> Iterator[tuple[Fi
     """Batches of decoded films (first of them, all of them); a film that can't be read comes alone with its reason."""
 
     def one(film: Film) -> np.ndarray | str:
+        if not film.file.is_file():
+            return "no such file"
         try:
             return read_film(film.file, recipe.image_size, recipe.resize)
         except BadFilm as error:

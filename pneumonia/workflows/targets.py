@@ -7,6 +7,7 @@ from pathlib import Path
 from pneumonia.config import writable_folder
 from pneumonia.data.records import CLASSES, SUFFIXES, manifest_label, name_record
 from pneumonia.settings import PredictConfig, UserError
+from pneumonia.workflows.sources import read_json
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,15 @@ def named(file: Path, path: str) -> Film:
     return Film(file, path, label, record.patient, record.subtype)
 
 
+def home_of(file: Path) -> Path:
+    """What the paths of a list are relative to: the films of the run that it is a table of, else its own folder."""
+    folder = file.resolve().parent
+    root = read_json(folder / "run.json").get("data_root")
+    return Path(root).absolute() if isinstance(root, str) else folder
+
+
 def listed_films(file: Path) -> list[Film]:
-    """The films of a list with path and, where known, label, patient, subtype, split; paths relative to the list."""
+    """The films of a list with path and, where known, label, patient, subtype, split; paths relative to `home_of`."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
             rows = list(csv.DictReader(stream))
@@ -100,6 +108,7 @@ def listed_films(file: Path) -> list[Film]:
         raise UserError(f"images={file}: can't be read ({error}); expected a CSV with a column path.") from error
     if not rows or "path" not in rows[0]:
         raise UserError(f"images={file}: expected a CSV with a column path and a row per film.")
+    home = home_of(file)
     films: dict[str, Film] = {}
     for line, row in enumerate(rows, start=2):
         path = row["path"] or ""
@@ -108,7 +117,7 @@ def listed_films(file: Path) -> list[Film]:
         label = manifest_label(file, line, row["label"]) if (row.get("label") or "").strip() else None
         record, _ = name_record(path, label or 0, "", "strict")
         films[path] = Film(
-            file.resolve().parent / path, path, label, row.get("patient") or record.patient,
+            home / path, path, label, row.get("patient") or record.patient,
             row.get("subtype") or record.subtype, row.get("split") or "",
         )  # fmt: skip
     return list(films.values())

@@ -84,6 +84,25 @@ def test_a_film_that_cannot_be_read_is_named_and_left_out(
     assert [row["path"] for row in table(tmp_path / "predictions.csv")] == ["good.png"]
 
 
+def test_the_manifest_of_a_run_finds_the_runs_films(
+    command: Command, run: Path, phantoms: Path, tmp_path: Path, capsys: Any
+) -> None:
+    command("predict", f"run={run}", f"images={run}/manifest.csv", "output=all.csv")
+    rows, before = table(tmp_path / "all.csv"), {row["path"]: row for row in table(run / "predictions.csv")}
+    assert len(rows) == len(table(run / "manifest.csv"))
+    for row in rows:
+        if row["path"] in before:
+            assert float(row["logit"]) == pytest.approx(float(before[row["path"]]["logit"]), abs=1e-4)
+    film = next((phantoms / "test" / "NORMAL").iterdir())
+    gone = "".join(f"gone{number}.png\n" for number in range(9))
+    (tmp_path / "list.csv").write_text(f"path\n{film}\n{gone}")
+    capsys.readouterr()
+    command("predict", f"run={run}", "images=list.csv", "output=out.csv")
+    told = capsys.readouterr().out
+    assert told.count("left out gone") == 3 and "left out gone0.png: no such file" in told
+    assert "and 6 more were left out" in told and "Errno" not in told
+
+
 def test_the_films_do_not_depend_on_their_batch(command: Command, run: Path, phantoms: Path, tmp_path: Path) -> None:
     command("predict", f"run={run}", f"images={phantoms / 'test'}", "output=a.csv")
     command("predict", f"run={run}", f"images={phantoms / 'test'}", "output=b.csv", "batch_size=3")
@@ -102,7 +121,7 @@ def test_the_films_do_not_depend_on_their_batch(command: Command, run: Path, pha
         (["run={run}", "images=twice.csv"], "stands there already"),
         (["run={run}", "images=bad.csv"], "line 2: label=ill: expected 0 or NORMAL"),
         (["run={run}", "images=columns.csv"], "expected a CSV with a column path"),
-        (["run={run}", "images=broken"], "none of 1 films can be read"),
+        (["run={run}", "images=broken"], "none of 1 films can be read ("),
         (["run={run}", "images=films", "output=notes.txt"], "was not written by predict"),
         (["run={run}", "images=films", "output=empty"], "is a folder"),
         (["run={run}", "images=films", "output=no/where.csv"], "is not there"),
