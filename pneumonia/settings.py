@@ -136,6 +136,13 @@ class TrainConfig:
     patience: int = MISSING
     balance: str = MISSING
     label_smoothing: float = MISSING
+    mixup: float = MISSING
+    cutmix: float = MISSING
+    border_out: float = MISSING
+    lungs_out: float = MISSING
+    ema: float | None = None
+    standardize: bool = MISSING
+    flip_average: bool = MISSING
     gradient_clip: float | None = None
     unfreeze_epoch: int | None = None
     test: bool = MISSING
@@ -154,6 +161,11 @@ class TrainConfig:
         in_range("epochs", self.epochs, 1)
         in_range("patience", self.patience, 0)
         in_range("label_smoothing", self.label_smoothing, 0, 0.5)
+        in_range("mixup", self.mixup, 0, 10)
+        in_range("cutmix", self.cutmix, 0, 10)
+        in_range("border_out", self.border_out, 0, 0.5)
+        in_range("lungs_out", self.lungs_out, 0, 0.5)
+        in_range("ema", self.ema, 0, 0.99999, open_low=True)
         in_range("gradient_clip", self.gradient_clip, 0, open_low=True)
         in_range("unfreeze_epoch", self.unfreeze_epoch, 0)
 

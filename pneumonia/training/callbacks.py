@@ -13,7 +13,7 @@ from typing import Any, cast
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
@@ -105,6 +105,21 @@ class UnfreezeAt(L.Callback):
         net = cast(Classifier, pl_module).net
         if trainer.current_epoch >= self.epoch and isinstance(net, VGG):
             net.train_blocks(5)
+
+
+class AveragedWeights(EMAWeightAveraging):
+    """Lightning's moving average of the weights, in place from the validation until best.ckpt is written.
+
+    Lightning asks no callback about a checkpoint of weights alone: swapped back after the validation, as Lightning does
+    it, best.ckpt would hold the weights of the last step.
+    """
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Not yet: best.ckpt is written after this."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._swap_models(pl_module)
+        super().on_train_epoch_end(trainer, pl_module)
 
 
 class ReseedEachStep(L.Callback):

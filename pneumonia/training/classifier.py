@@ -19,6 +19,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from pneumonia.build import build
 from pneumonia.data.dataset import Batch
+from pneumonia.training.mixing import Mix
 from pneumonia.training.schedules import Factor
 
 
@@ -39,6 +40,9 @@ class Classifier(L.LightningModule):
         positive_weight: float = 1.0,
         label_smoothing: float = 0.0,
         channels_last: bool = True,
+        mixing: dict[str, float] | None = None,
+        standardize: bool = False,
+        flip_average: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -48,6 +52,9 @@ class Classifier(L.LightningModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.label_smoothing = label_smoothing
+        self.mix = Mix(**mixing or {})
+        self.standardize = standardize
+        self.flip_average = flip_average
         self.build_optimizer()  # settings that don't fit are told before the films are touched
         self.build_factor(1, 1)
         self.register_buffer("positive_weight", torch.tensor(positive_weight), persistent=False)
@@ -66,16 +73,30 @@ class Classifier(L.LightningModule):
         self.train_loss, self.val_loss = Mean(), Mean()
 
     def forward(self, film: Tensor) -> Tensor:
-        """uint8 [N, 1, S, S] -> logit float32 [N]; the repeat to three channels happens here, on the device."""
-        image = (film.float() / 255).expand(-1, 3, -1, -1).contiguous(memory_format=self.memory_format)
-        return self.net(image).float()
+        """uint8 [N, 1, S, S] -> logit float32 [N]; outside training with `flip_average` the mean logit of each film and
+        its mirror image."""
+        if self.flip_average and not self.training:
+            return (self.logit(film) + self.logit(film.flip(-1))) / 2
+        return self.logit(film)
+
+    def logit(self, film: Tensor) -> Tensor:
+        """Grey [N, 1, S, S] from 0 to 255 -> logit float32 [N]."""
+        return self.net(self.images(film)).float()
+
+    def images(self, film: Tensor) -> Tensor:
+        """Grey [N, 1, S, S] from 0 to 255 -> [N, 3, S, S] in [0, 1] as `net` takes it, standardised if the model was
+        trained so; the repeat to three channels happens here, on the device."""
+        grey = film.float() / 255
+        grey = standardized(grey) if self.standardize else grey
+        return grey.expand(-1, 3, -1, -1).contiguous(memory_format=self.memory_format)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        logit, target = self(batch["image"]), batch["target"]
+        film, target = self.mix(batch["image"], batch["target"])
+        logit = self(film)
         smooth = target * (1 - self.label_smoothing) + self.label_smoothing / 2
         loss = binary_cross_entropy_with_logits(logit, smooth, pos_weight=self.positive_weight)
         self.train_loss.update(loss.detach(), len(target))
-        self.train_metrics.update(logit.detach().sigmoid(), target.int())
+        self.train_metrics.update(logit.detach().sigmoid(), (target > 0.5).int())
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -120,6 +141,16 @@ class Classifier(L.LightningModule):
 
     def build_factor(self, steps_per_epoch: int, total_steps: int) -> Factor:
         return build("schedule", self.schedule, steps_per_epoch=steps_per_epoch, total_steps=total_steps)
+
+
+def standardized(grey: Tensor) -> Tensor:
+    """[N, 1, S, S] in [0, 1] -> the same, each film with mean 1/2 and standard deviation 1/6, cut at three of them.
+
+    What differs between machines by exposure and contrast is gone; a blank film becomes 1/2.
+    """
+    mean = grey.mean((1, 2, 3), keepdim=True)
+    std = grey.std((1, 2, 3), correction=0, keepdim=True).clamp(min=1e-3)
+    return ((grey - mean) / (6 * std) + 0.5).clamp(0, 1)
 
 
 class Mean(Metric):

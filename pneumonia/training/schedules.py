@@ -46,6 +46,28 @@ def cosine(floor: float, per: str, warmup: float, steps_per_epoch: int, total_st
     return with_warmup(factor, warmup, total_steps)
 
 
+def one_cycle(peak: float, start: float, floor: float, warmup: float, steps_per_epoch: int, total_steps: int) -> Factor:
+    """Half a cosine up from `start` to 1, which it reaches after the share `peak` of all steps, half a cosine down to
+    `floor` at the last (Smith and Topin 2018, arXiv:1708.07120; torch's OneCycleLR of two phases)."""
+    if not 0 < peak < 1:
+        raise ValueError(f"peak={peak}: expected a share of all steps between 0 and 1")
+    check_share("start", start)
+    check_share("floor", floor)
+    top = peak * total_steps - 1
+
+    def factor(step: int) -> float:
+        if step < top:
+            return between(start, 1.0, step / top)
+        return between(1.0, floor, min(1.0, (step - top) / max(1.0, total_steps - 1 - top)))
+
+    return with_warmup(factor, warmup, total_steps)
+
+
+def between(a: float, b: float, t: float) -> float:
+    """From a at t = 0 to b at t = 1 by half a cosine."""
+    return b + (a - b) * (1 + math.cos(math.pi * t)) / 2
+
+
 def exponential(gamma: float, steps: int, warmup: float, steps_per_epoch: int, total_steps: int) -> Factor:
     """gamma^(step / steps): Keras's ExponentialDecay without staircase."""
     check_share("gamma", gamma)

@@ -22,6 +22,7 @@ from pneumonia.data.split import class_counts
 from pneumonia.models.vgg import VGG
 from pneumonia.settings import TrainConfig, TrainerConfig, UserError
 from pneumonia.training.callbacks import (
+    AveragedWeights,
     History,
     ReseedEachStep,
     StopEarly,
@@ -105,8 +106,10 @@ def build_classifier(config: TrainConfig, films: Films) -> Classifier:
             "The frozen blocks have random weights and will not learn; model.trainable_blocks=5 trains them all."
         )
     classifier = Classifier(
-        config.model, config.optimizer, config.schedule, weight, config.label_smoothing, config.trainer.channels_last
-    )
+        config.model, config.optimizer, config.schedule, weight, config.label_smoothing, config.trainer.channels_last,
+        {name: getattr(config, name) for name in ("mixup", "cutmix", "border_out", "lungs_out")},
+        config.standardize, config.flip_average,
+    )  # fmt: skip
     if config.unfreeze_epoch is not None and not isinstance(classifier.net, VGG):
         raise UserError(f"unfreeze_epoch={config.unfreeze_epoch}: only model=vgg16 has frozen blocks; leave it out.")
     if config.compile:
@@ -157,6 +160,8 @@ def callbacks(config: TrainConfig, folder: Path) -> list[L.Callback]:
         TensorBoardPictures(),
         History(folder / "metrics.csv"),
     ]
+    if config.ema is not None:
+        chosen.append(AveragedWeights(decay=config.ema))
     if sys.stdout.isatty():
         chosen.append(TQDMProgressBar(refresh_rate=5))
     if config.trainer.strategy == "ddp":

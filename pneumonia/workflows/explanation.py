@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from pneumonia.attribution.activations import activations
-from pneumonia.attribution.contract import Method, evaluating
+from pneumonia.attribution.contract import Method
 from pneumonia.attribution.superpixel import Explanation, Lime
 from pneumonia.build import build
 from pneumonia.data.records import CLASSES
@@ -31,6 +31,7 @@ from pneumonia.report import overlays
 from pneumonia.report.figures import save
 from pneumonia.settings import OUTCOMES, ExplainConfig, UserError
 from pneumonia.training.checkpoint import load_classifier
+from pneumonia.training.classifier import Classifier
 from pneumonia.workflows.predictions import sigmoid
 from pneumonia.workflows.record import write_json
 from pneumonia.workflows.selection import NAMES, Film, Request, films_to_explain, pictured
@@ -60,7 +61,7 @@ class Sheet:
 
 def explain_films(config: ExplainConfig) -> None:
     """What `python -m pneumonia.explain` does from start to end."""
-    request, net = ready(films_to_explain(config), config.accelerator)
+    request, classifier = ready(films_to_explain(config), config.accelerator)
     for note in request.notes:
         log.info(note)
     only = config.activations == "only"
@@ -69,10 +70,10 @@ def explain_films(config: ExplainConfig) -> None:
     shown: list[Any] = []
     with told_plainly("activations" if only else f"attribution={name}"):
         if not only:
-            sheets = {outcome: explained(method, net, films) for outcome, films in request.sheets.items()}
+            sheets = {outcome: explained(method, classifier, films) for outcome, films in request.sheets.items()}
         if config.activations:
-            image = images_of(request.films[:1], net)
-            shown = activations(net, image, config.channel, config.relu, config.layers)
+            image = images_of(request.films[:1], classifier)
+            shown = activations(classifier.net, image, config.channel, config.relu, config.layers)
     for sheet in sheets.values():
         warn_of_other_probabilities(sheet)
     try:
@@ -93,20 +94,19 @@ def tell_of_report(request: Request) -> None:
         )
 
 
-def ready(request: Request, accelerator: str) -> tuple[Request, nn.Module]:
-    """The net on its device in eval mode, and the request with pixels of the net's size. Raises UserError."""
+def ready(request: Request, accelerator: str) -> tuple[Request, Classifier]:
+    """The classifier on its device in eval mode, and the request with pixels of the net's size. Raises UserError."""
     classifier = load_classifier(request.checkpoint)
-    net = classifier.net
     device = device_of(accelerator)
     try:
-        net = net.to(device)
+        classifier = classifier.to(device)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"accelerator={accelerator}: the model does not fit on the device; free memory or type accelerator=cpu."
         ) from error
     if request.image_size is None:
-        request = pictured(replace(request, image_size=int(str(net.image_size))), "/", "images")
-    return request, net.eval()
+        request = pictured(replace(request, image_size=int(str(classifier.net.image_size))), "/", "images")
+    return request, classifier.eval()
 
 
 def device_of(accelerator: str) -> torch.device:
@@ -135,20 +135,24 @@ def told_plainly(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {told}. Type accelerator=cpu, or a smaller internal_batch_size.") from error
 
 
-def images_of(films: list[Film], net: nn.Module) -> Tensor:
-    """Films as the net takes them, float [N, 3, S, S] in [0, 1] on its device."""
+def grey_of(films: list[Film], classifier: Classifier) -> Tensor:
+    """The pixels of films, uint8 [N, 1, S, S] on the classifier's device."""
     pixels = np.stack([film.pixels for film in films if film.pixels is not None])
-    grey = torch.from_numpy(pixels).to(next(net.parameters()).device).float() / 255
-    return grey[:, None].expand(-1, 3, -1, -1).contiguous()
+    return torch.from_numpy(pixels)[:, None].to(classifier.device)
 
 
-def explained(method: Method, net: nn.Module, films: list[Film]) -> Sheet:
-    """Maps of the films, one after another where LIME fits a model to each."""
-    images = images_of(films, net)
+def images_of(films: list[Film], classifier: Classifier) -> Tensor:
+    """Films as the net takes them, float [N, 3, S, S] in [0, 1] on its device."""
+    return classifier.images(grey_of(films, classifier)).contiguous()
+
+
+def explained(method: Method, classifier: Classifier, films: list[Film]) -> Sheet:
+    """Maps of the films, one after another where LIME fits a model to each; probabilities as the films are called."""
+    images, net = images_of(films, classifier), classifier.net
     fitted = method.explain(net, images) if isinstance(method, Lime) else []
     maps = np.stack([fit.painted() for fit in fitted]) if fitted else method.attribute(net, images).cpu().numpy()
-    with evaluating(net), torch.inference_mode():
-        logits = [float(net(image[None])) for image in images]
+    with torch.inference_mode():
+        logits = [float(classifier(film[None])) for film in grey_of(films, classifier)]
     return Sheet(films, maps, [sigmoid(logit) for logit in logits], fitted)
 
 

@@ -34,6 +34,7 @@ from pneumonia.evaluation.intervals import wilson
 from pneumonia.report.figures import save
 from pneumonia.report.scoreboard import Measure, scoreboard
 from pneumonia.settings import ScoreboardConfig, UserError
+from pneumonia.training.classifier import Classifier
 from pneumonia.workflows.explanation import TITLES, images_of, into_tensorboard, ready, tell_of_report, told_plainly
 from pneumonia.workflows.record import write_json
 from pneumonia.workflows.selection import NAMES, Request, films_to_score
@@ -72,10 +73,10 @@ class Bench:
 
 def score_methods(config: ScoreboardConfig) -> None:
     """What `python -m pneumonia.scoreboard` does from start to end."""
-    request, net = ready(films_to_score(config), config.accelerator)
+    request, classifier = ready(films_to_score(config), config.accelerator)
     names = list(config.methods or config.attributions)
     methods: dict[str, Method] = {name: build(f"attributions.{name}", config.attributions[name]) for name in names}
-    bench = bench_of(request, net, config)
+    bench = bench_of(request, classifier, config)
     log.info("%d films, %s; %s", len(bench.images), NAMES.get(config.select, "all outcomes"), request.locked)
     values: dict[str, dict[str, Values]] = {}
     maps: dict[str, Tensor] = {}
@@ -95,9 +96,9 @@ def score_methods(config: ScoreboardConfig) -> None:
     tell_of_report(request)
 
 
-def bench_of(request: Request, net: nn.Module, config: ScoreboardConfig) -> Bench:
+def bench_of(request: Request, classifier: Classifier, config: ScoreboardConfig) -> Bench:
     """The films on the device, and the masks where every film has one (a normal film has none)."""
-    images = images_of(request.films, net)
+    images, net = images_of(request.films, classifier), classifier.net
     masks = [film.mask for film in request.films if film.mask is not None]
     known = torch.from_numpy(np.stack(masks)).to(images.device) if len(masks) == len(images) else None
     return Bench(net, randomised(net, config.seed).eval(), images, known, config)

@@ -13,9 +13,16 @@ from torch.utils.data import DataLoader
 
 from pneumonia.models.vgg import VGG
 from pneumonia.settings import UserError
-from pneumonia.training.callbacks import NonFiniteLoss, ReseedEachStep, StopOnNonFiniteLoss, UnfreezeAt, best_checkpoint
+from pneumonia.training.callbacks import (
+    AveragedWeights,
+    NonFiniteLoss,
+    ReseedEachStep,
+    StopOnNonFiniteLoss,
+    UnfreezeAt,
+    best_checkpoint,
+)
 from pneumonia.training.checkpoint import AtomicCheckpointIO, load_classifier
-from pneumonia.training.classifier import Classifier, Mean, parameter_groups
+from pneumonia.training.classifier import Classifier, Mean, parameter_groups, standardized
 
 CNN = {"_target_": "pneumonia.models.cnn.cnn", "blocks": [[4]], "dense": [8], "dropout": 0.5, "image_size": 16}
 ADAM = {"_target_": "torch.optim.Adam", "lr": 0.01, "weight_decay": 0.1}
@@ -209,3 +216,55 @@ def test_weights_of_another_model_in_a_checkpoint_are_refused(tmp_path: Path) ->
     torch.save(content, tmp_path / "x.ckpt")
     with pytest.raises(UserError, match="don't fit the model"):
         load_classifier(tmp_path / "x.ckpt")
+
+
+def test_the_flip_average_is_the_mean_logit_of_a_film_and_its_mirror_image_outside_training_only() -> None:
+    plain, averaged = (classifier(model=CNN | {"dropout": 0.0}, flip_average=flag) for flag in (False, True))
+    film = next(iter(batches()))["image"]
+    by_hand = (plain.eval()(film) + plain(film.flip(-1))) / 2
+    torch.testing.assert_close(averaged.eval()(film), by_hand)
+    assert not torch.allclose(averaged(film), plain(film))
+    torch.testing.assert_close(averaged.train()(film), plain(film))
+
+
+class Weights(Callback):
+    """The weights after each step."""
+
+    def __init__(self) -> None:
+        self.after: list[torch.Tensor] = []
+
+    def on_train_batch_end(self, trainer, pl_module, *_: object) -> None:
+        self.after.append(pl_module.net.head[-1].weight.detach().clone())
+
+
+def test_the_best_checkpoint_holds_the_moving_average_of_the_weights(tmp_path: Path) -> None:
+    steps, films = Weights(), batches()
+    best = best_checkpoint(tmp_path, "val/loss")
+    model = classifier()
+    trainer(tmp_path, steps, AveragedWeights(decay=0.6), best, epochs=1).fit(model, films, films)
+    average = steps.after[0]
+    for weight in steps.after[1:]:
+        average = 0.6 * average + 0.4 * weight
+    kept = load_classifier(Path(best.best_model_path)).net.head[-1].weight  # type: ignore[index, union-attr]
+    torch.testing.assert_close(kept.detach(), average)
+    assert not torch.allclose(average, steps.after[-1])
+    torch.testing.assert_close(model.net.head[-1].weight.detach(), average)  # type: ignore[index, union-attr]
+
+
+def test_standardized_films_lose_exposure_and_contrast_but_not_tone() -> None:
+    model = classifier(model=CNN | {"dropout": 0.0}, standardize=True).eval()
+    film = torch.randint(40, 200, (3, 1, 16, 16), generator=torch.Generator().manual_seed(0)).float()
+    torch.testing.assert_close(model(0.5 * film + 60), model(film), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(model(film**2 / 255), model(film), atol=1e-4)
+
+
+def test_standardize_is_by_film_in_range_and_finite_on_a_blank_one() -> None:
+    grey = 0.4 + 0.2 * torch.rand(2, 1, 16, 16) * torch.tensor([1.0, 0.1]).view(2, 1, 1, 1)
+    standard = standardized(grey)
+    torch.testing.assert_close(standard.mean((1, 2, 3)), torch.full((2,), 0.5))
+    torch.testing.assert_close(standard.std((1, 2, 3), correction=0), torch.full((2,), 1 / 6))
+    grey[0, 0, 0, 0] = 100
+    assert standardized(grey).max() == 1
+    torch.testing.assert_close(
+        standardized(torch.full((1, 1, 8, 8), 0.7)), torch.full((1, 1, 8, 8), 0.5), atol=1e-3, rtol=0
+    )

@@ -1,0 +1,55 @@
+"""What a training batch is mixed with: other films (mixup, CutMix), or films whose lungs are out."""
+
+import torch
+from torch import Tensor, nn
+
+BORDER = 0.15  # share of each side that is left of a film whose centre is blanked, as in the shortcut audit
+GREY = 128.0  # what takes the place of the centre: one value for all films, since a film's own mean tells its exposure
+
+
+class Mix(nn.Module):
+    """film uint8 [N, 1, S, S] and target [N] -> float [N, 1, S, S] in 0 .. 255, target [N] between 0 and 1.
+
+    mixup      Zhang et al. 2018, arXiv:1710.09412, by torchvision; 0: none.
+    cutmix     Yun et al. 2019, arXiv:1905.04899, by torchvision; 0: none. With both, half of the batches get each.
+    border_out share of the batch whose border is blanked, its target kept: the lungs must be enough.
+    lungs_out  share of the batch whose centre is blanked and whose target is 1/2: where there are no lungs there is
+               nothing to call. It takes away the reward for reading the border of a film, by which two hospitals' or
+               two machines' films differ (the lungs-out test of Maguolo and Nanni 2021, arXiv:2004.12823, as training).
+    Every draw is from torch's global generator.
+    """
+
+    def __init__(
+        self, mixup: float = 0.0, cutmix: float = 0.0, border_out: float = 0.0, lungs_out: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.border_out = border_out
+        self.lungs_out = lungs_out
+        self.mixers: list[nn.Module] = []
+        if mixup or cutmix:
+            from torchvision.transforms.v2 import CutMix, MixUp  # half a second that other trainings need not wait for
+
+            self.mixers += [MixUp(alpha=mixup, num_classes=2)] if mixup else []
+            self.mixers += [CutMix(alpha=cutmix, num_classes=2)] if cutmix else []
+
+    def forward(self, film: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        film = film.float()
+        if self.mixers:
+            mixer = self.mixers[int(torch.randint(len(self.mixers), ()))]
+            film, both = mixer(film, target.long())
+            target = both[:, 1]
+        if not (self.border_out or self.lungs_out):
+            return film, target
+        draw = torch.rand(len(film), device=film.device)
+        without_lungs = draw < self.lungs_out
+        without_border = (draw >= self.lungs_out) & (draw < self.lungs_out + self.border_out)
+        return blanked(film, without_lungs, without_border), torch.where(without_lungs, 0.5, target)
+
+
+def blanked(film: Tensor, without_lungs: Tensor, without_border: Tensor) -> Tensor:
+    """`film` [N, 1, S, S] with its centre or its border (bool [N] each) at one grey."""
+    centre = torch.zeros(film.shape[-2:], dtype=torch.bool, device=film.device)
+    rows, columns = (slice(round(BORDER * side), side - round(BORDER * side)) for side in film.shape[-2:])
+    centre[rows, columns] = True
+    hidden = (without_lungs.view(-1, 1, 1, 1) & centre) | (without_border.view(-1, 1, 1, 1) & ~centre)
+    return torch.where(hidden, GREY, film)

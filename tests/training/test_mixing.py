@@ -1,0 +1,67 @@
+"""What a batch is mixed with: shares, targets, and the same draw from the same seed."""
+
+import pytest
+import torch
+
+from pneumonia.training.mixing import GREY, Mix
+
+
+def batch(films: int = 64, side: int = 20) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    film = torch.randint(0, 256, (films, 1, side, side), generator=generator, dtype=torch.uint8)
+    return film, (torch.arange(films) % 2).float()
+
+
+def test_nothing_asked_for_changes_nothing() -> None:
+    film, target = batch()
+    mixed, mixed_target = Mix()(film, target)
+    assert torch.equal(mixed, film.float()) and torch.equal(mixed_target, target)
+
+
+def test_mixup_blends_films_and_targets_by_the_same_share() -> None:
+    film, target = batch()
+    torch.manual_seed(1)
+    mixed, mixed_target = Mix(mixup=1.0)(film, target)
+    share = mixed_target.unique()  # of two alternating classes only two blends can come
+    assert len(share) == 2 and share.sum() == pytest.approx(1, abs=1e-6)
+    other, weight = film.float().roll(1, 0), mixed_target[1]
+    torch.testing.assert_close(mixed, weight * film.float() + (1 - weight) * other, atol=1e-3, rtol=0)
+
+
+def test_cutmix_pastes_a_rectangle_whose_area_is_the_targets_share() -> None:
+    film, target = batch()
+    torch.manual_seed(1)
+    mixed, mixed_target = Mix(cutmix=1.0)(film, target)
+    kept = (mixed == film.float()).float().mean().item()
+    assert 0 < kept < 1 and mixed_target[1].item() == pytest.approx(kept, abs=0.02)  # a few pixels agree by chance
+
+
+def test_without_lungs_the_target_is_one_half_and_the_border_stays() -> None:
+    film, target = batch(2000)
+    torch.manual_seed(0)
+    mixed, mixed_target = Mix(lungs_out=0.2)(film, target)
+    out = mixed_target == 0.5
+    assert out.float().mean() == pytest.approx(0.2, abs=0.03)
+    assert (mixed[out][:, :, 3:17, 3:17] == GREY).all() and torch.equal(
+        mixed[out][:, :, :3], film[out][:, :, :3].float()
+    )
+    assert torch.equal(mixed[~out], film[~out].float()) and torch.equal(mixed_target[~out], target[~out])
+
+
+def test_without_border_the_target_and_the_centre_stay() -> None:
+    film, target = batch(2000)
+    torch.manual_seed(0)
+    mixed, mixed_target = Mix(border_out=0.3, lungs_out=0.2)(film, target)
+    kept = mixed_target != 0.5
+    bare = kept & (mixed[:, 0, 0, 0] == GREY) & (mixed[:, 0, -1, -1] == GREY) & (mixed[:, 0, 0, -1] == GREY)
+    assert bare.float().mean() == pytest.approx(0.3, abs=0.03)
+    assert torch.equal(mixed[bare][:, :, 3:17, 3:17], film[bare][:, :, 3:17, 3:17].float())
+    assert torch.equal(mixed_target[bare], target[bare])
+
+
+def test_the_same_seed_gives_the_same_batch() -> None:
+    mix, drawn = Mix(0.4, 1.0, 0.1, 0.1), []
+    for _ in range(2):
+        torch.manual_seed(3)
+        drawn.append(mix(*batch()))
+    assert torch.equal(drawn[0][0], drawn[1][0]) and torch.equal(drawn[0][1], drawn[1][1])
