@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from pneumonia.data.exported import EXPORTED
 from pneumonia.settings import UserError
 from pneumonia.training.classifier import Classifier
+from pneumonia.training.export import read_exported
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -33,20 +35,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def load_classifier(path: Path) -> Classifier:
-    """The classifier of a checkpoint, on the CPU in eval mode; nothing but tensors and plain values is unpickled.
+    """The classifier of a checkpoint or exported model, on the CPU in eval mode; nothing but tensors and plain values
+    is read.
 
     Raises UserError when the file is missing, no checkpoint of this project, or damaged.
     """
     if not path.is_file():
         raise UserError(f"checkpoint={path}: no such file; expected <run>/checkpoints/best.ckpt.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        spec, state = dict(checkpoint["hyper_parameters"]), checkpoint["state_dict"]
-    except Exception as error:  # torch.load raises many kinds on a file that is not its own
-        raise UserError(
-            f"checkpoint={path} is not a checkpoint of this project ({type(error).__name__}); "
-            "expected <run>/checkpoints/best.ckpt."
-        ) from error
+    state, spec = read_exported(path) if path.suffix == EXPORTED else read_checkpoint(path)
     classifier = Classifier(**spec | {"model": without_download(spec["model"])})
     try:
         classifier.load_state_dict(state)
@@ -55,6 +51,18 @@ def load_classifier(path: Path) -> Classifier:
             f"checkpoint={path}: its weights don't fit the model that it names ({str(error).splitlines()[0]})"
         ) from error
     return classifier.eval()
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(state, hyper_parameters) of a checkpoint. Raises UserError for a file that is none."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        return dict(checkpoint["state_dict"]), dict(checkpoint["hyper_parameters"])
+    except Exception as error:  # torch.load raises many kinds on a file that is not its own
+        raise UserError(
+            f"checkpoint={path} is not a checkpoint of this project ({type(error).__name__}); "
+            "expected <run>/checkpoints/best.ckpt."
+        ) from error
 
 
 def without_download(model: dict[str, Any]) -> dict[str, Any]:

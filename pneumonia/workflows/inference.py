@@ -19,11 +19,12 @@ import numpy as np
 import torch
 
 from pneumonia.data.decode import BadFilm, read_film
+from pneumonia.data.exported import EXPORTED, read_told
 from pneumonia.settings import PredictConfig, UserError, usable_cores
 from pneumonia.training.checkpoint import load_classifier
 from pneumonia.workflows.predictions import COLUMNS, sigmoid
 from pneumonia.workflows.shortcuts import logits
-from pneumonia.workflows.sources import class_name, data_settings, locked_point, read_config
+from pneumonia.workflows.sources import checkpoint_file, class_name, data_settings, locked_point, read_config
 from pneumonia.workflows.targets import Film, films_to_predict
 
 log = logging.getLogger(__name__)
@@ -82,11 +83,14 @@ def predict_films(config: PredictConfig) -> list[dict[str, Any]]:
 def checkpoint_of(config: PredictConfig) -> Path:
     if config.run:
         return Path(config.run).expanduser() / "checkpoints" / "best.ckpt"
-    return Path(config.checkpoint or "").expanduser()
+    return checkpoint_file(config.checkpoint or "")
 
 
 def recipe_of(checkpoint: Path, model: dict[str, Any]) -> Recipe:
-    """The recipe of the run that the checkpoint lies in; what it does not tell is at its default, with a note."""
+    """An exported model's own, or that of the run the checkpoint lies in; what is not told is at its default, noted."""
+    if checkpoint.suffix == EXPORTED:
+        told = read_told(checkpoint)["recipe"]
+        return Recipe(told["image_size"], told["resize"], told["temperature"], told["threshold"], [])
     folder = checkpoint.resolve().parent.parent
     settings, point = read_config(folder), locked_point(folder)
     data, notes = data_settings(settings), []

@@ -14,10 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumonia.data.decode import RESIZE, BadFilm, read_film
+from pneumonia.data.exported import EXPORTED, read_told
 from pneumonia.data.records import SUFFIXES, parse_name
 from pneumonia.settings import OUTCOMES, ExplainConfig, ScoreboardConfig, UserError
 from pneumonia.workflows.films import credit
-from pneumonia.workflows.sources import Source, data_settings, locked_point, read_config, read_json, read_run
+from pneumonia.workflows.sources import (
+    Source,
+    checkpoint_file,
+    data_settings,
+    locked_point,
+    read_config,
+    read_json,
+    read_run,
+)
 from pneumonia.workflows.targets import films_below
 
 NAMES = {
@@ -152,32 +161,42 @@ def choose(films: Sequence[Film], name: str, config: ExplainConfig, threshold: f
 def from_images(config: ExplainConfig) -> Request:
     """Images by name, with the preprocessing of the run that the checkpoint lies in, where it lies in one."""
     run = run_folder(config.run) if config.run else None
-    checkpoint = run / "checkpoints" / "best.ckpt" if run else Path(config.checkpoint or "").expanduser()
-    if not checkpoint.is_file():
-        raise UserError(f"checkpoint={checkpoint}: no such file; expected <run>/checkpoints/best.ckpt.")
-    home = run or checkpoint.resolve().parents[1]
-    settings = read_config(home)
-    data = data_settings(settings) if settings else None
+    checkpoint = run / "checkpoints" / "best.ckpt" if run else checkpoint_file(config.checkpoint or "")
+    size, resize, (threshold, locked), source, notes = preprocessing(checkpoint, config.threshold)
     files = image_files(Path(config.images or "").expanduser())
     understood = [parse_name(file.stem, "strict") for file in files]
     films = [
         Film(str(file), "", (parsed or ("", ""))[1], None, None)
         for file, parsed in zip(files[: config.count], understood, strict=False)
     ]
-    notes: list[str] = []
     if len(files) > len(films):
         notes.append(f"{len(films)} of {len(files)} images; count={len(files)} takes them all")
-    threshold, locked = threshold_of(home, config.threshold)
-    if data is None:
-        notes.append(f"no settings beside {checkpoint}: films are squashed to the net's own size")
-    known = data is not None and data.source == "folder" and all(understood)
     output = config.output or (run / "explanations" if run else "explanations")
     request = Request(
         {"images": films}, {"images": len(files)}, checkpoint, run, Path(output).expanduser(),
-        data.image_size if data else None, data.resize if data else "squash", threshold, locked,
-        credit(data, True) if data and known else "", tuple(notes),
+        size, resize, threshold, locked, source if all(understood) else "", tuple(notes),
     )  # fmt: skip
     return pictured(request, "/", "images")
+
+
+Preprocessing = tuple[int | None, str, tuple[float, str], str, list[str]]
+
+
+def preprocessing(checkpoint: Path, given: float | None) -> Preprocessing:
+    """(side, resize, (threshold, where from), whom to cite, notes): an exported model's own, or its run's."""
+    if checkpoint.suffix == EXPORTED:
+        told = read_told(checkpoint)["recipe"]
+        own = (float(told["threshold"]), f"threshold {told['threshold']:.4g}, locked on validation")
+        chosen = threshold_of(checkpoint, given) if given is not None else own
+        return int(told["image_size"]), told["resize"], chosen, told.get("films", ""), []
+    home = checkpoint.resolve().parents[1]
+    settings = read_config(home)
+    if not settings:
+        note = f"no settings beside {checkpoint}: films are squashed to the net's own size"
+        return None, "squash", threshold_of(home, given), "", [note]
+    data = data_settings(settings)
+    source = credit(data, True) if data.source == "folder" else ""
+    return data.image_size, data.resize, threshold_of(home, given), source, []
 
 
 def image_files(place: Path) -> list[Path]:

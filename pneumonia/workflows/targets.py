@@ -7,7 +7,7 @@ from pathlib import Path
 from pneumonia.config import writable_folder
 from pneumonia.data.records import CLASSES, SUFFIXES, manifest_label, name_record
 from pneumonia.settings import PredictConfig, UserError
-from pneumonia.workflows.sources import read_json
+from pneumonia.workflows.sources import checkpoint_file, read_json
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ def films_to_predict(config: PredictConfig) -> list[Film]:
 
 def check_model(config: PredictConfig) -> None:
     """Raise UserError unless the run's best weights or the checkpoint are there."""
-    if config.checkpoint and not Path(config.checkpoint).expanduser().is_file():
-        raise UserError(f"checkpoint={config.checkpoint}: no such file; expected <run>/checkpoints/best.ckpt.")
+    if config.checkpoint:
+        checkpoint_file(config.checkpoint)
     if config.run and not (Path(config.run).expanduser() / "checkpoints" / "best.ckpt").is_file():
         raise UserError(
             f"run={config.run} has no checkpoints/best.ckpt: expected the folder of a run with a finished epoch."

@@ -1,0 +1,36 @@
+"""What an exported model says of itself, read without torch.
+
+Format  safetensors with one metadata entry, `pneumonia`, of JSON: `hyper_parameters` (of the classifier), and `recipe`:
+        image_size, resize, temperature, threshold (of the probability after temperature scaling), `films` (what it was
+        trained on and whom to cite) and `validation` (its figures there).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from pneumonia.settings import UserError
+
+KEY = "pneumonia"
+EXPORTED = ".safetensors"
+NEEDED = ("image_size", "resize", "temperature", "threshold")
+
+
+def read_told(file: Path) -> dict[str, Any]:
+    """{"hyper_parameters": ..., "recipe": ...}. Raises UserError for a file that is no exported model."""
+    try:
+        with safe_open(file, "np") as opened:
+            told: dict[str, Any] = json.loads((opened.metadata() or {})[KEY])
+        if lacking := [name for name in NEEDED if name not in told["recipe"]]:
+            raise KeyError(lacking[0])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise not_exported(file, error) from error
+    return told
+
+
+def not_exported(file: Path, error: Exception) -> UserError:
+    return UserError(
+        f"checkpoint={file} is not a model that evaluate export=true wrote ({type(error).__name__}: {error})."
+    )
