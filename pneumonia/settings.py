@@ -220,6 +220,7 @@ class EvaluateConfig:
     resamples: int = 2000
     seed: int = 0
     shortcuts: bool = False
+    stress: bool = False
 
     def __post_init__(self) -> None:
         if (self.run is None) == (self.predictions is None):
@@ -229,8 +230,9 @@ class EvaluateConfig:
         in_range("coverage", self.coverage, 0.5, 0.999)
         in_range("resamples", self.resamples, 100, 100_000)
         in_range("seed", self.seed, 0, 2**31)
-        if self.shortcuts and self.run is None:
-            raise UserError("shortcuts=true needs the model and its films: type run=<folder of a finished run>.")
+        for option in ("shortcuts", "stress"):
+            if getattr(self, option) and self.run is None:
+                raise UserError(f"{option}=true needs the model and its films: type run=<folder of a finished run>.")
 
 
 @dataclass

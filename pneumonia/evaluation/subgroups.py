@@ -18,7 +18,7 @@ from pneumonia.evaluation.metrics import confusion, ratio
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its 95 % interval, None where undefined; n is the denominator (films)."""
+    """A value and its interval, None where undefined; n is the denominator (films)."""
 
     value: float | None
     interval: Interval | None
@@ -47,6 +47,7 @@ class _Split:
     probability: Floats
     patient: Strings
     threshold: float
+    level: float
 
 
 def subgroup_table(
@@ -58,10 +59,11 @@ def subgroup_table(
     width: ArrayLike | None = None,
     height: ArrayLike | None = None,
     mode: ArrayLike | None = None,
+    level: float = 0.95,
 ) -> list[Subgroup]:
     """Rows for every grouping; subtype, mode: str [N]; width, height: int [N] in pixels; None where not recorded."""
     truth, score = checked(label, probability)
-    split = _Split(truth, score, checked_patient(patient, truth.size), threshold)
+    split = _Split(truth, score, checked_patient(patient, truth.size), threshold, level)
     kinds = None if subtype is None else _column("subtype", subtype, truth.size).astype(np.str_)
     modes = None if mode is None else _column("mode", mode, truth.size).astype(np.str_)
     area = None
@@ -105,18 +107,19 @@ def _row(split: _Split, group: str, name: str, part: NDArray[np.bool_]) -> Subgr
     label, score = split.label[part], split.probability[part]
     counts = confusion(label, score, split.threshold)
     tn, fp, fn, tp = (counts[key] for key in ("tn", "fp", "fn", "tp"))
-    ranked = delong(label, score)
+    ranked = delong(label, score, split.level)
     return Subgroup(
         group, name, label.size, int(label.sum()), np.unique(split.patient[part]).size,
-        accuracy=_proportion(tn + tp, label.size),
-        sensitivity=_proportion(tp, tp + fn),
-        specificity=_proportion(tn, tn + fp),
+        accuracy=proportion(tn + tp, label.size, split.level),
+        sensitivity=proportion(tp, tp + fn, split.level),
+        specificity=proportion(tn, tn + fp, split.level),
         auroc=Estimate(ranked.auroc, ranked.interval, label.size),
     )  # fmt: skip
 
 
-def _proportion(successes: int, n: int) -> Estimate:
-    return Estimate(ratio(successes, n), wilson(successes, n), n)
+def proportion(successes: int, n: int, level: float) -> Estimate:
+    """A share of n films with Wilson's interval."""
+    return Estimate(ratio(successes, n), wilson(successes, n, level), n)
 
 
 def _column(name: str, values: ArrayLike, n: int) -> NDArray[np.generic]:

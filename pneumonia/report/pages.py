@@ -35,6 +35,7 @@ def environment(markdown: bool = False) -> Environment:
         "number": number,
         "estimate": estimate,
         "percent": percent,
+        "level": level,
         "label": label,
         "plain": plain,
         "p": p_value,
@@ -104,6 +105,11 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def percent(value: float | None) -> str:
     return "undefined" if value is None else f"{100 * value:.1f} %"
+
+
+def level(share: float) -> str:
+    """The level of an interval as it was asked for: 95 %, 99.9 %."""
+    return f"{100 * share:.10g} %"
 
 
 def estimate(found: Mapping[str, Any] | None, digits: int = 3) -> str:

@@ -21,6 +21,8 @@ ORACLE = 0.03  # accuracy that a threshold chosen on test would have gained
 ECE = 0.10  # calibration error after temperature scaling
 BELOW = 0.40  # upper end of the interval of a metadata-only AUROC that is told as far below one half
 METADATA = 0.60  # lower end of the interval of a metadata-only AUROC
+STRESS_AUROC = 0.05  # fall of AUROC under one corruption of the films
+STRESS_RATE = 0.15  # the same of sensitivity or specificity at the locked threshold
 HIDDEN = 0.80  # AUROC with the lungs hidden or blurred
 
 LEVELS = ("stop", "warning", "note")
@@ -194,10 +196,27 @@ def shortcuts(evidence: Evidence) -> Iterator[tuple[str, str]]:
             yield "warning", f"{what} the model still reaches an AUROC of {figure(value_of(row))}: it reads a shortcut."
 
 
+def stressed(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """AUROC, sensitivity or specificity that falls by more than chance under a corruption of the validation films."""
+    if not evidence["stress"]:
+        return
+    clean, rows = evidence["stress"]["clean"], evidence["stress"]["rows"]
+    for key, limit in (("auroc", STRESS_AUROC), ("sensitivity", STRESS_RATE), ("specificity", STRESS_RATE)):
+        before = clean[key]
+        known = [row for row in rows if row[key]["interval"]]
+        low = min(known, key=lambda row: row[key]["value"], default=None)
+        if not low or not before["interval"] or low[key]["interval"][1] >= before["interval"][0]:
+            continue
+        if before["value"] - low[key]["value"] > limit:
+            name = "AUROC" if key == "auroc" else key.capitalize()
+            text = f"{name} on validation falls from {before['value']:.3f} to {figure(low[key])} under the "
+            yield "warning", f"{text}corruption {low['name'].replace('_', ' ')}: another machine may do the same."
+
+
 def value_of(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"value": row["auroc"], "interval": row["interval"]}
 
 
 RULES: tuple[Callable[[Evidence], Iterator[tuple[str, str]]], ...] = (
-    leak, size, chance, drifted, calibrated, uneven, promised, shortcuts,
+    leak, size, chance, drifted, calibrated, uneven, promised, shortcuts, stressed,
 )  # fmt: skip

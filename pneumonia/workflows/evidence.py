@@ -58,9 +58,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{source.file}: {error}") from error
     if config.shortcuts:
-        from pneumonia.workflows.shortcuts import shortcuts_of  # the only part that loads the model, and so torch
+        from pneumonia.workflows.shortcuts import shortcuts_of  # what loads the model, and so torch
 
         evidence["shortcuts"] = rounded(shortcuts_of(source, evidence["judged"], config.seed))
+    if config.stress:
+        from pneumonia.workflows.stress import stress_of
+
+        evidence["stress"] = rounded(stress_of(source, evidence["operating_point"]["threshold"], config))
     evidence["verdict"] = verdict(evidence)
     write_pages(source, evidence)
     describe(evidence)
@@ -119,6 +123,7 @@ def weigh(source: Source, config: EvaluateConfig) -> dict[str, Any]:
         "left_out": len(source.run.get("skipped", [])),
         "planned": {name: sum(r.split == name for r in source.manifest) for name in source.splits},
         "shortcuts": None,
+        "stress": None,
     }  # fmt: skip
     return rounded(evidence)
 
@@ -363,6 +368,9 @@ def describe(evidence: Mapping[str, Any]) -> None:
     for name in shown:
         cells = [cell(part["metrics"][name]) for part in splits.values()]
         log.info("%-20s%s", name, "".join(f"{text:>28}" for text in cells))
+    if stress := evidence["stress"]:
+        lowest = f"; lowest under {stress['worst'].replace('_', ' ')}" if stress["worst"] else ""
+        log.info("stress AUROC on val  %s, mean of %d corruptions%s", cell(stress["mean"]), len(stress["rows"]), lowest)
     for note in evidence["notes"]:
         log.warning("%s", note)
     found = evidence["verdict"]

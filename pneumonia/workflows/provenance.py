@@ -61,12 +61,12 @@ def page_of(source: Source, evidence: Mapping[str, Any]) -> dict[str, Any]:
 
 def repeat_of(source: Source, evidence: Mapping[str, Any]) -> str:
     """The command that writes the same page, to be typed where this one was typed, quoted for a shell."""
-    options, shortcuts = evidence["options"], evidence["shortcuts"] is not None
+    options = evidence["options"]
     rule = {f"operating_point.{name}": value for name, value in options["operating_point"].items()}
     told = {"run": source.folder} if source.file.name == "predictions.csv" else {"predictions": source.file}
     typed = {**told, **rule, **{name: value for name, value in options.items() if name != "operating_point"}}
     texts = [f"{name}={plainly(value)}" for name, value in typed.items() if value is not None]
-    texts += ["shortcuts=true"] if shortcuts else []
+    texts += [f"{name}=true" for name in ("shortcuts", "stress") if evidence[name] is not None]
     return " ".join(["python -m pneumonia.evaluate", *map(shlex.quote, texts)])
 
 

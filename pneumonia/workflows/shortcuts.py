@@ -3,6 +3,7 @@
 This loads the model, and with it torch; nothing else of the evidence does.
 """
 
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -13,7 +14,7 @@ from scipy.special import expit
 
 from pneumonia.data.decode import BadFilm, read_film
 from pneumonia.evaluation.checks import Floats
-from pneumonia.evaluation.shortcuts import Images, metadata_auroc, metadata_features, shortcut_table
+from pneumonia.evaluation.shortcuts import FILMS_AT_ONCE, Images, metadata_auroc, metadata_features, shortcut_table
 from pneumonia.settings import UserError, usable_cores
 from pneumonia.training.checkpoint import load_classifier
 from pneumonia.training.classifier import Classifier
@@ -38,16 +39,24 @@ def shortcuts_of(source: Source, judged: str, seed: int) -> list[dict[str, Any]]
     return [asdict(row) for row in rows]
 
 
-def read_all(source: Source, paths: list[str]) -> Images:
+def read_all(source: Source, paths: Sequence[str]) -> Images:
     """The films as the run saw them, uint8 [N, S, S]. Raises UserError when one is no longer there."""
+    return np.concatenate(list(films_in_batches(source, paths, "shortcuts=true")))
+
+
+def films_in_batches(source: Source, paths: Sequence[str], option: str) -> Iterator[Images]:
+    """The films as the run saw them, uint8 [n, S, S]. Raises UserError that names the `option` which needs them."""
     root, data = source.root, source.data
     if root is None:
-        raise UserError(f"shortcuts=true needs the films: {source.folder / 'run.json'} does not say where they are.")
+        raise UserError(f"{option} needs the films: {source.folder / 'run.json'} does not say where they are.")
     try:
         with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
-            return np.stack(list(pool.map(lambda path: read_film(root / path, data.image_size, data.resize), paths)))
+            for start in range(0, len(paths), FILMS_AT_ONCE):
+                part = paths[start : start + FILMS_AT_ONCE]
+                films = pool.map(lambda path: read_film(root / path, data.image_size, data.resize), part)
+                yield np.stack(list(films))
     except BadFilm as error:
-        raise UserError(f"shortcuts=true needs the films that the run was judged on: {error}.") from error
+        raise UserError(f"{option} needs the films that the run was judged on: {error}.") from error
 
 
 def probabilities(classifier: Classifier, images: Images) -> Floats:

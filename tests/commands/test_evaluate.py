@@ -439,6 +439,8 @@ def test_a_table_that_does_not_fit(command: Command, tmp_path: Path, capsys: Any
         (["run=run", "prevalence=2"], "prevalence=2"),
         (["run=run", "resample=9"], "did you mean resamples?"),
         (["predictions=x.csv", "shortcuts=true"], "shortcuts=true needs the model"),
+        (["predictions=x.csv", "stress=true"], "stress=true needs the model"),
+        (["run=run", "stress=true"], "best.ckpt"),
         (
             ["run=run", "operating_point.rule=sensitivity", "operating_point.minimum=0.95", "shortcuts=true"],
             "best.ckpt",

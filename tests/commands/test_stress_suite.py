@@ -1,0 +1,69 @@
+"""`evaluate stress=true` on a real checkpoint: what it writes, what it says, and what it refuses."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pneumonia.evaluation.stress import CORRUPTIONS
+from pneumonia.report.verdict import stressed
+
+Command = Callable[..., None]
+TYPED = ("stress=true", "resamples=200")
+
+
+def row(name: str, auroc: float, specificity: float) -> dict[str, Any]:
+    """A row of the suite whose intervals are 0.04 wide."""
+    told = {"auroc": auroc, "sensitivity": 0.9, "specificity": specificity}
+    return {"name": name} | {key: {"value": v, "interval": [v - 0.02, v + 0.02]} for key, v in told.items()}
+
+
+def test_the_validation_films_are_stressed_at_the_locked_threshold(
+    run: Path, command: Command, tmp_path: Path, capsys: Any
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    command("evaluate", f"run={copy}", *TYPED, "level=0.9")
+    evidence = json.loads((copy / "evidence.json").read_text())
+    found, val = evidence["stress"], evidence["splits"]["val"]
+    assert [row["name"] for row in found["rows"]] == list(CORRUPTIONS) and found["level"] == 0.9
+    assert found["threshold"] == evidence["operating_point"]["threshold"]
+    assert found["clean"]["auroc"]["value"] == pytest.approx(val["metrics"]["auroc"]["value"], abs=0.02)
+    assert found["clean"]["specificity"]["n"] == val["n"] - val["positives"]
+    page = (copy / "report.html").read_text()
+    assert "gamma darker" in page and "90 % intervals" in page and "stress=true" in page
+    assert "| gamma darker |" in (copy / "report.md").read_text()
+    assert "stress AUROC on val" in capsys.readouterr().out
+    first = (copy / "evidence.json").read_bytes()
+    command("evaluate", f"run={copy}", *TYPED, "level=0.9")
+    assert (copy / "evidence.json").read_bytes() == first
+
+
+def test_a_fall_is_told_and_a_small_one_is_not() -> None:
+    clean, steady, fallen = row("as_is", 0.95, 0.9), row("jpeg_mild", 0.94, 0.8), row("gamma_darker", 0.80, 0.3)
+    assert list(stressed({"stress": {"clean": clean, "rows": [steady]}})) == []
+    told = [text for _, text in stressed({"stress": {"clean": clean, "rows": [steady, fallen]}})]
+    assert len(told) == 2 and told[0].startswith("AUROC on validation falls from 0.950 to 0.800 [0.780, 0.820] under")
+    assert "Specificity" in told[1] and "gamma darker" in told[1]
+    assert list(stressed({"stress": None})) == []
+
+
+@pytest.mark.parametrize(
+    ("how", "message"), [("films", "stress=true needs the films"), ("val", "stress=true needs validation films")]
+)
+def test_what_it_needs_and_is_not_there_is_one_line(
+    run: Path, command: Command, tmp_path: Path, capsys: Any, how: str, message: str
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    if how == "films":
+        (copy / "run.json").write_text(json.dumps(json.loads((copy / "run.json").read_text()) | {"data_root": "/no"}))
+    else:
+        lines = (copy / "predictions.csv").read_text().splitlines(keepends=True)
+        (copy / "predictions.csv").write_text("".join(line for line in lines if ",val," not in line))
+    before = (copy / "report.html").read_bytes()
+    with pytest.raises(SystemExit) as ending:
+        command("evaluate", f"run={copy}", *TYPED)
+    assert ending.value.code == 2 and message in capsys.readouterr().err
+    assert (copy / "report.html").read_bytes() == before

@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from pneumonia.evaluation import stress as room
+from pneumonia.evaluation.stress import CORRUPTIONS, corrupted, stress, stress_scores
+
+
+@pytest.fixture
+def films():
+    """uint8 [60, 96, 80]: smooth fields with grain, so that every corruption has something to change."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:96, :80]
+    slopes = rng.uniform(1, 3, (60, 1, 1))
+    return (40 + 0.4 * slopes * (x + 0.6 * y) + rng.integers(0, 25, (60, 96, 80))).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def label():
+    return np.arange(60) % 2
+
+
+def brightness(images):
+    return images.mean(axis=(1, 2)) / 255
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_a_corruption_changes_every_film_and_nothing_else_of_it(films, name):
+    before = films.copy()
+    changed = corrupted(films, name, seed=3)
+    np.testing.assert_array_equal(films, before)
+    assert changed.shape == films.shape and changed.dtype == np.uint8
+    assert (changed != films).any(axis=(1, 2)).all()
+    assert corrupted(films, name, seed=3).tobytes() == changed.tobytes()
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_a_film_meets_the_same_whatever_batch_it_is_in(films, name):
+    np.testing.assert_array_equal(corrupted(films, name)[40:], corrupted(films[40:], name, first=40))
+
+
+def test_only_what_is_random_depends_on_the_seed(films):
+    differ = {name for name in CORRUPTIONS if (corrupted(films, name, 0) != corrupted(films, name, 1)).any()}
+    assert differ == {"noise_mild", "noise_strong", "zoom_in", "zoom_out", "rotation_mild", "rotation_strong"}
+
+
+def test_the_stronger_of_two_severities_changes_more(films):
+    moved = {name: np.abs(corrupted(films, name).astype(int) - films).mean() for name in CORRUPTIONS}
+    for kind in ("blur", "noise", "jpeg", "rotation", "downsampling"):
+        assert moved[f"{kind}_strong"] > moved[f"{kind}_mild"], kind
+
+
+def test_each_corruption_does_what_its_name_says(films):
+    shown = {name: corrupted(films, name).astype(float) for name in CORRUPTIONS}
+    assert (shown["gamma_darker"].mean((1, 2)) < films.mean((1, 2))).all()
+    assert (shown["gamma_lighter"].mean((1, 2)) > films.mean((1, 2))).all()
+    assert (shown["contrast_low"].std((1, 2)) < films.std((1, 2))).all()
+    assert (shown["contrast_high"].std((1, 2)) > films.std((1, 2))).all()
+    np.testing.assert_array_equal(shown["margins_inverted"][:, 0], 255 - films[:, 0])
+    assert (shown["margins_white"][:, :, -1] == 255).all()
+    for name in ("margins_inverted", "margins_white"):
+        np.testing.assert_array_equal(shown[name][:, 8:-8, 8:-8], films[:, 8:-8, 8:-8])
+    assert (shown["zoom_out"] == 0).mean() == pytest.approx(1 - 0.85**2, abs=0.02)
+
+
+def test_a_model_that_reads_brightness_at_a_threshold_falls_under_gamma_and_one_that_reads_shape_stays(label):
+    """Ill films are brighter by a little, and have a step from left to right; gamma moves the first over the line."""
+    rng = np.random.default_rng(1)
+    images = rng.integers(90, 110, (60, 32, 32)) + 10 * label[:, None, None]
+    images[:, :, 16:] += 20 * label[:, None, None]
+    images = images.astype(np.uint8)
+    reads_grey = stress(brightness, images, label, 115 / 255, resamples=100)
+    reads_shape = stress(
+        lambda batch: (batch[:, :, 16:].mean((1, 2)) > batch[:, :, :16].mean((1, 2)) + 5) * 1.0, images, label, 0.5,
+        resamples=100,
+    )  # fmt: skip
+    grey, shape = ({row.name: row for row in found.rows} for found in (reads_grey, reads_shape))
+    assert reads_grey.clean.sensitivity.value == reads_grey.clean.specificity.value == 1
+    assert grey["gamma_darker"].sensitivity.value == 0 and grey["gamma_lighter"].specificity.value == 0
+    for name in ("gamma_darker", "gamma_lighter"):
+        assert shape[name].sensitivity.value == shape[name].specificity.value == shape[name].auroc.value == 1
+
+
+def test_a_model_that_reads_the_margin_ranks_wrongly_when_it_is_inverted(label):
+    images = np.random.default_rng(2).integers(90, 110, (60, 48, 48)).astype(np.uint8)
+    images[:, 0] += (40 * label[:, None]).astype(np.uint8)
+    found = stress(lambda batch: batch[:, 0].mean(1) / 255, images, label, 0.5, resamples=100)
+    rows = {row.name: row.auroc.value for row in found.rows}
+    assert found.clean.auroc.value == 1 and found.clean.auroc.interval[0] < 1
+    assert found.worst == "margins_inverted" and rows["margins_inverted"] == 0 and rows["margins_white"] == 0.5
+    assert found.mean.value == pytest.approx(np.mean(list(rows.values())))
+    assert found.mean.interval[0] <= found.mean.value <= found.mean.interval[1]
+
+
+def test_the_figures_are_those_of_the_libraries_and_level_widens_them(films, label):
+    patient = np.arange(60) // 3
+    found = stress(brightness, films, label, 0.3, patient, seed=5, resamples=200)
+    wide = stress(brightness, films, label, 0.3, patient, seed=5, level=0.99, resamples=200)
+    for row, wider in zip(found.rows, wide.rows, strict=True):
+        score = brightness(corrupted(films, row.name, 5))
+        assert row.auroc.value == pytest.approx(roc_auc_score(label, score))
+        assert row.sensitivity.value == pytest.approx((score >= 0.3)[label == 1].mean())
+        assert row.specificity.value == pytest.approx((score < 0.3)[label == 0].mean())
+        for key in ("auroc", "sensitivity", "specificity"):
+            low, high = getattr(row, key).interval
+            assert getattr(wider, key).interval[0] <= low <= high <= getattr(wider, key).interval[1]
+    assert wide.mean.interval[0] < found.mean.interval[0] < found.mean.interval[1] < wide.mean.interval[1]
+
+
+def test_batches_are_small_and_change_nothing(films, label, monkeypatch):
+    sizes = []
+
+    def predict(batch):
+        sizes.append(len(batch))
+        return brightness(batch)
+
+    whole = stress(predict, films, label, 0.5, resamples=100)
+    sizes.clear()
+    monkeypatch.setattr(room, "FILMS_AT_ONCE", 25)
+    assert stress(predict, films, label, 0.5, resamples=100) == whole
+    assert set(sizes) == {25, 10} and len(sizes) == 3 * (1 + len(CORRUPTIONS))
+
+
+def test_one_class_bad_pixels_and_bad_probabilities_are_told(films, label):
+    found = stress(brightness, films, label * 0, 0.5, resamples=100)
+    assert found.mean.value is found.mean.interval is found.worst is found.clean.auroc.value is None
+    assert found.clean.sensitivity.value is None and found.clean.specificity.value is not None
+    with pytest.raises(ValueError, match=r"images are float64 \(60, 96, 80\): expected uint8 \(N, H, W\)"):
+        stress(brightness, films.astype(float), label, 0.5)
+    with pytest.raises(ValueError, match="not finite"):
+        stress(lambda batch: np.full(len(batch), np.nan), films, label, 0.5)
+    with pytest.raises(ValueError, match="expected one value per film"):
+        stress(brightness, films, label[:-1], 0.5)
+    assert stress_scores(brightness, [])["as_is"].size == 0
