@@ -67,6 +67,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         evidence["stress"] = rounded(stress_of(source, evidence["operating_point"]["threshold"], config))
     evidence["verdict"] = verdict(evidence)
     write_pages(source, evidence)
+    if config.export:
+        from pneumonia.workflows.export import export_run
+
+        export_run(source, evidence)
     describe(evidence)
     log.info("%s", source.folder / "report.html")
     return evidence

@@ -178,3 +178,33 @@ def test_a_probability_that_is_none_is_the_models_fault() -> None:
 def test_importing_the_commands_loads_no_torch() -> None:
     probe = "import sys, pneumonia.predict, pneumonia.evaluate, pneumonia.compare; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", probe], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+def test_an_exported_model_carries_its_preprocessing_temperature_and_threshold(
+    command: Command, run: Path, phantoms: Path, tmp_path: Path, capsys: Any
+) -> None:
+    shutil.copytree(run, tmp_path / "mine")
+    command("evaluate", "run=mine", "export=true", "resamples=200")
+    assert "SHA-256" in capsys.readouterr().out
+    (tmp_path / "mine" / "model.safetensors").rename(tmp_path / "alone.safetensors")
+    for source, output in (("run=mine", "by_run.csv"), ("checkpoint=alone.safetensors", "alone.csv")):
+        command("predict", source, f"images={phantoms / 'test'}", f"output={output}")
+    before, after = table(tmp_path / "by_run.csv"), table(tmp_path / "alone.csv")
+    assert [row["threshold"] for row in before] == [row["threshold"] for row in after]
+    difference = [abs(float(a["logit"]) - float(b["logit"])) for a, b in zip(before, after, strict=True)]
+    assert 0 < max(difference) < 0.05  # float16 weights
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"\x80\x02cos\nsystem\n", "is not a model that evaluate export=true wrote"), (None, "no such")],
+)
+def test_a_file_that_is_no_exported_model_is_refused(
+    command: Command, phantoms: Path, tmp_path: Path, capsys: Any, content: bytes | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / "bad.safetensors").write_bytes(content)
+    with pytest.raises(SystemExit):
+        command("predict", "checkpoint=bad.safetensors", f"images={phantoms / 'test'}")
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "predictions.csv").exists()
