@@ -111,8 +111,12 @@ class AveragedWeights(EMAWeightAveraging):
     """Lightning's moving average of the weights, in place from the validation until best.ckpt is written.
 
     Lightning asks no callback about a checkpoint of weights alone: swapped back after the validation, as Lightning does
-    it, best.ckpt would hold the weights of the last step.
+    it, best.ckpt would hold the weights of the last step. Buffers are the last step's: a running variance of 0.01 would
+    drown in what is left of the 1 that it started from.
     """
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(decay=decay, use_buffers=False)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Not yet: best.ckpt is written after this."""

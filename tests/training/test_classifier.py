@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -227,26 +228,34 @@ def test_the_flip_average_is_the_mean_logit_of_a_film_and_its_mirror_image_outsi
     torch.testing.assert_close(averaged.train()(film), plain(film))
 
 
+COMPACT = {
+    "_target_": "pneumonia.models.compact.compact", "stem": 4, "widths": [4], "blocks": [1], "dropout": 0.0,
+    "image_size": 16,
+}  # fmt: skip
+
+
 class Weights(Callback):
-    """The weights after each step."""
+    """The weights of the last layer after each step."""
 
     def __init__(self) -> None:
         self.after: list[torch.Tensor] = []
 
     def on_train_batch_end(self, trainer, pl_module, *_: object) -> None:
         self.after.append(pl_module.net.head[-1].weight.detach().clone())
+        self.variance = pl_module.net.features[1].running_var.clone()
 
 
 def test_the_best_checkpoint_holds_the_moving_average_of_the_weights(tmp_path: Path) -> None:
     steps, films = Weights(), batches()
     best = best_checkpoint(tmp_path, "val/loss")
-    model = classifier()
+    model = classifier(model=COMPACT)
     trainer(tmp_path, steps, AveragedWeights(decay=0.6), best, epochs=1).fit(model, films, films)
     average = steps.after[0]
     for weight in steps.after[1:]:
         average = 0.6 * average + 0.4 * weight
-    kept = load_classifier(Path(best.best_model_path)).net.head[-1].weight  # type: ignore[index, union-attr]
-    torch.testing.assert_close(kept.detach(), average)
+    kept: Any = load_classifier(Path(best.best_model_path)).net
+    torch.testing.assert_close(kept.head[-1].weight.detach(), average)
+    assert torch.equal(kept.features[1].running_var, steps.variance)
     assert not torch.allclose(average, steps.after[-1])
     torch.testing.assert_close(model.net.head[-1].weight.detach(), average)  # type: ignore[index, union-attr]
 
