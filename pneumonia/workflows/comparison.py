@@ -16,6 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from scipy.special import logit
 from sklearn.metrics import roc_curve
 
 from pneumonia.evaluation.comparison import Entry, Run, check_comparable, leaderboard
@@ -179,6 +181,8 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     }  # fmt: skip
     board = rounded(board)
     write_board(folder, board)
+    if voted and voted[0].val is not None:
+        write_ensemble(folder / "ensemble", voted[0], next(iter(sources.values())))
     describe(board)
     log.info("%s", folder / "comparison.html")
     return board
@@ -252,6 +256,28 @@ def write_board(folder: Path, board: dict[str, Any]) -> None:
         write_all(folder, texts)
     except OSError as error:
         raise UserError(f"output={folder} can't be written ({error}). Set output=/a/writable/folder.") from error
+
+
+def write_ensemble(folder: Path, voted: Run, source: Source) -> None:
+    """The soft vote as a predictions.csv in a folder of its own, which `evaluate predictions=` weighs as a run's."""
+    assert voted.val is not None
+    rows = []
+    for split, films in {"val": voted.val, "test": voted.test}.items():
+        if split not in source.splits:
+            continue
+        table = zip(
+            films.path, films.patient, source.splits[split].subtype, films.label, films.probability, strict=True
+        )
+        for path, patient, subtype, label, probability in table:
+            value = float(f"{probability:.6g}")
+            row = {"path": path, "patient": patient, "subtype": subtype, "label": int(label), "split": split}
+            rows.append(row | {"logit": float(f"{logit(np.clip(value, 1e-7, 1 - 1e-7)):.6g}"), "probability": value})
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    folder.mkdir(exist_ok=True)
+    write_all(folder, {"predictions.csv": stream.getvalue()})
 
 
 def as_csv(board: dict[str, Any]) -> str:

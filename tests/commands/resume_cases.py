@@ -23,6 +23,8 @@ SETTINGS = (
     "epochs=4",
     "model.dropout=0.3",
     "augment=strong",
+    "mixup=0.2",
+    "ema=0.9",
     "deterministic=true",
 )
 TIMES = ("images_per_second", "waiting_for_data")
@@ -65,12 +67,12 @@ def assert_same_end(unbroken: Path, resumed: Path) -> None:
     """The same bytes where bytes are compared, the same tensors in both checkpoints, the same history."""
     for name in ("metrics.json", "predictions.csv", "manifest.csv"):
         assert (resumed / name).read_bytes() == (unbroken / name).read_bytes(), name
-    for name in ("best.ckpt", "last.ckpt"):
+    for name, state in (("best.ckpt", "state_dict"), ("last.ckpt", "state_dict"), ("last.ckpt", "current_model_state")):
         first, second = (
-            torch.load(run / "checkpoints" / name, weights_only=True)["state_dict"] for run in (unbroken, resumed)
+            torch.load(run / "checkpoints" / name, weights_only=True)[state] for run in (unbroken, resumed)
         )
         assert first.keys() == second.keys()
-        assert all(torch.equal(first[key], second[key]) for key in first), name
+        assert all(torch.equal(first[key], second[key]) for key in first), f"{state} of {name}"
     assert rows_without_times(resumed) == rows_without_times(unbroken)
 
 

@@ -53,6 +53,18 @@ def test_runs_are_ranked_on_validation_with_an_ensemble_row(
     assert "best" in told and "comparison.html" in told
 
 
+def test_the_soft_vote_can_be_evaluated_as_a_run_can(command: Command, sweep: Path) -> None:
+    command("compare", f"runs={sweep}", QUICK)
+    [voted] = [row for row in board_of(sweep / "comparison")["rows"] if row["ensemble"]]
+    command("evaluate", f"predictions={sweep}/comparison/ensemble/predictions.csv", "resamples=200")
+    evidence = json.loads((sweep / "comparison" / "ensemble" / "evidence.json").read_text())
+    for split in ("val", "test"):
+        told = evidence["splits"][split]["metrics"]
+        for name in ("auroc", "accuracy", "sensitivity", "specificity"):
+            assert told[name]["value"] == pytest.approx(voted[split][name], abs=1e-9)
+    assert {row["name"] for row in evidence["subgroups"]} >= {"bacteria", "virus"}
+
+
 def test_the_page_sorts_by_itself_and_the_table_is_a_csv(command: Command, sweep: Path) -> None:
     command("compare", f"runs={sweep}", QUICK, "ensemble=0", "output=here")
     text = Path("here/comparison.html").read_text()
