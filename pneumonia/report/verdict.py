@@ -23,6 +23,7 @@ BELOW = 0.40  # upper end of the interval of a metadata-only AUROC that is told 
 METADATA = 0.60  # lower end of the interval of a metadata-only AUROC
 STRESS_AUROC = 0.05  # fall of AUROC under one corruption of the films
 STRESS_RATE = 0.15  # the same of sensitivity or specificity at the locked threshold
+CORNERS = 0.05  # fall of AUROC when the corners are masked
 HIDDEN = 0.80  # AUROC with the lungs hidden or blurred
 
 LEVELS = ("stop", "warning", "note")
@@ -179,8 +180,10 @@ def promised(evidence: Evidence) -> Iterator[tuple[str, str]]:
 
 
 def shortcuts(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """The class is told by the file alone, or by films whose lungs are hidden."""
-    for row in evidence["shortcuts"] or []:
+    """The class is told by the file alone, by films whose lungs are hidden, or by their corners."""
+    rows = evidence["shortcuts"]["rows"] if evidence["shortcuts"] else []
+    clean = next((row for row in rows if row["name"] == "as_is" and row["interval"]), None)
+    for row in rows:
         if row["auroc"] is None or not row["interval"]:
             continue
         if row["name"] == "metadata" and row["interval"][0] > METADATA:
@@ -194,6 +197,14 @@ def shortcuts(evidence: Evidence) -> Iterator[tuple[str, str]]:
         if row["name"] in ("border_only", "blurred") and row["auroc"] > HIDDEN:
             what = "With the centre blanked" if row["name"] == "border_only" else "On blurred films"
             yield "warning", f"{what} the model still reaches an AUROC of {figure(value_of(row))}: it reads a shortcut."
+        if (
+            row["name"] == "corners_masked"
+            and clean
+            and row["interval"][1] < clean["interval"][0]
+            and clean["auroc"] - row["auroc"] > CORNERS
+        ):
+            text = f"With the corners masked, where markers sit, AUROC falls from {clean['auroc']:.3f} to "
+            yield "warning", f"{text}{figure(value_of(row))}: part of the answer is read there, and no lung is."
 
 
 def stressed(evidence: Evidence) -> Iterator[tuple[str, str]]:

@@ -336,7 +336,7 @@ def test_findings_in_words(tmp_path: Path) -> None:
     records[-1]["sha256"] = records[0]["sha256"]
     evidence = weigh_quickly(make_run(tmp_path / "run", rows, records))
     evidence["splits"]["test"]["calibrated"]["ece"]["value"] = 0.2
-    evidence["shortcuts"] = [{"name": "metadata", "auroc": 0.1, "interval": [0.05, 0.2], "reason": None}]
+    evidence["shortcuts"] = {"rows": [{"name": "metadata", "auroc": 0.1, "interval": [0.05, 0.2], "reason": None}]}
     found = verdict(evidence)
     texts = [finding["text"] for finding in found["findings"]]
     assert any(text == "1 group of exact copies stands in more than one split." for text in texts)
