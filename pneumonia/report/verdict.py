@@ -10,6 +10,8 @@ A finding is a rule that objects. No finding means that no rule objected, not th
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from pneumonia.data.audit import standing
+
 Evidence = Mapping[str, Any]
 Finding = dict[str, str]
 
@@ -77,20 +79,19 @@ def leak(evidence: Evidence) -> Iterator[tuple[str, str]]:
         return
     own, strict, conservative = audit["patients"]
     if own["shared"]:
-        yield "stop", f"{own['shared']} patients stand in more than one split ({', '.join(own['examples'])}, ...)."
+        named = ", ".join(own["examples"]) + (", ..." if own["shared"] > len(own["examples"]) else "")
+        yield "stop", f"{standing(own['shared'], 'patient', 'patients')} in more than one split ({named})."
     elif evidence["patient_key"] == "none" and strict["shared"]:
-        yield "warning", f"Split without regard to patients: {strict['shared']} children stand in more than one split."
+        text = standing(strict["shared"], "child", "children")
+        yield "warning", f"Split without regard to patients: {text} in more than one split."
     if conservative["shared"] and not own["shared"] and evidence["patient_key"] != "none":
-        text = (
-            f"Under the conservative key (prefix and number) {conservative['shared']} persons stand in more than one "
-        )
-        yield "note", text + "split; the numbering is most likely per subtype, and then they are different children."
-    if audit["copies"]["across"]:
-        yield "stop", f"{groups_of(audit['copies']['across'])} in more than one split."
-
-
-def groups_of(count: int) -> str:
-    return "1 group of exact copies stands" if count == 1 else f"{count} groups of exact copies stand"
+        text = f"Under the conservative key (prefix and number) {standing(conservative['shared'], 'person', 'persons')}"
+        rest = "the numbering is most likely per subtype, and then they are different children."
+        yield "note", f"{text} in more than one split; {rest}"
+    for kind, name in (("copies", "exact copies"), ("near", "near copies")):
+        if (copies := audit[kind]) and copies["across"]:
+            text = standing(copies["across"], f"group of {name}", f"groups of {name}")
+            yield "stop", f"{text} in more than one split ({' = '.join(copies['examples'][0])})."
 
 
 def size(evidence: Evidence) -> Iterator[tuple[str, str]]:

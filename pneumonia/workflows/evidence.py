@@ -140,7 +140,7 @@ def weigh(source: Source, config: EvaluateConfig) -> dict[str, Any]:
         "subgroups": [asdict(row) for row in subgroups(split, locked.threshold, config.level)],
         "abstention": abstention(source, judged, locked, config),
         "mistakes": mistakes(split, locked),
-        "audit": audit_records(source.manifest) if source.manifest else None,
+        "audit": audit_of(source),
         "patient_key": source.data.patient_key if source.config else None,
         "left_out": len(source.run.get("skipped", [])),
         "planned": {name: sum(r.split == name for r in source.manifest) for name in source.splits},
@@ -160,6 +160,14 @@ def told_split(source: Source, judged: str) -> str:
         if counts == (234, 390):
             return "official test set, n = 624"
     return f"{'test' if judged == 'test' else 'validation'} films, n = {label.size:,}"
+
+
+def audit_of(source: Source) -> dict[str, Any] | None:
+    """What the manifest tells of the films, and near copies where train left them; None without a manifest."""
+    if not source.manifest:
+        return None
+    near = read_json(source.folder / "audit.json").get("near")
+    return audit_records(source.manifest) | {"near": near if isinstance(near, dict) else None}
 
 
 def lock(source: Source, rule: OperatingPointConfig) -> Locked:

@@ -65,6 +65,8 @@ def test_metadata_that_tell_the_class_are_caught(run: Path, tmp_path: Path) -> N
 
 def test_train_writes_the_evidence_and_names_the_report(run: Path) -> None:
     assert {"evidence.json", "report.html", "report.md", "model_card.md"} <= {file.name for file in run.iterdir()}
+    assert json.loads((run / "audit.json").read_text())["near"]["groups"] == 0
+    assert "Near copies, which look alike though their bytes differ: 0 films" in (run / "report.html").read_text()
     assert (run / "train.log").read_text().rstrip().endswith("report.html")
 
 
