@@ -55,7 +55,7 @@ def fit_conformal(label: ArrayLike, probability: ArrayLike, alpha: float = 0.1) 
     return Conformal(alpha, (_limit(score[truth == 0], alpha), _limit(1 - score[truth == 1], alpha)))
 
 
-def coverage(conformal: Conformal, label: ArrayLike, probability: ArrayLike) -> Coverage:
+def coverage(conformal: Conformal, label: ArrayLike, probability: ArrayLike, level: float = 0.95) -> Coverage:
     """Sets of the test films against their classes; None for a class without films, Wilson intervals."""
     truth, score = checked(label, probability)
     sets = conformal.sets(score)
@@ -70,7 +70,7 @@ def coverage(conformal: Conformal, label: ArrayLike, probability: ArrayLike) -> 
     return Coverage(
         counts,
         (ratio(hits[0], totals[0]), ratio(hits[1], totals[1])),
-        (wilson(hits[0], totals[0]), wilson(hits[1], totals[1])),
+        (wilson(hits[0], totals[0], level), wilson(hits[1], totals[1], level)),
     )
 
 

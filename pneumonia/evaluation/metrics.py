@@ -50,6 +50,13 @@ def confusion(label: ArrayLike, probability: ArrayLike, threshold: float) -> dic
     }
 
 
+def confident_mistakes(label: ArrayLike, probability: ArrayLike, threshold: float) -> Ints:
+    """Which films are called wrongly, the one with the highest probability of the other class first; ties in order."""
+    truth, score = checked(label, probability)
+    wrong = np.flatnonzero((score >= float(threshold)) != (truth == 1))
+    return wrong[np.argsort(np.where(truth == 1, score, 1 - score)[wrong], kind="stable")]
+
+
 def rates(tn: int, fp: int, fn: int, tp: int) -> dict[str, float | None]:
     """The metrics that follow from the four counts alone."""
     sensitivity, specificity = ratio(tp, tp + fn), ratio(tn, tn + fp)

@@ -46,7 +46,9 @@ def metadata_features(width: ArrayLike, height: ArrayLike, size: ArrayLike, mode
     return np.column_stack([wide, high, wide / high, bytes_, one_hot])
 
 
-def metadata_auroc(features: ArrayLike, label: ArrayLike, patient: ArrayLike, seed: int = 0) -> Audit:
+def metadata_auroc(
+    features: ArrayLike, label: ArrayLike, patient: ArrayLike, seed: int = 0, level: float = 0.95
+) -> Audit:
     """AUROC of a classifier (boosted trees) that sees metadata only, out of fold, no patient on both sides of a fold.
 
     Near 0.5 is quiet; where the interval lies above 0.5, the class can be told without looking at the film.
@@ -65,7 +67,7 @@ def metadata_auroc(features: ArrayLike, label: ArrayLike, patient: ArrayLike, se
     for train, test in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(table, truth, keys):
         model = HistGradientBoostingClassifier(max_iter=50, early_stopping=False, random_state=seed)
         score[test] = model.fit(table[train], truth[train]).predict_proba(table[test])[:, -1]
-    return _audit("metadata", truth, score, keys, seed)
+    return _audit("metadata", truth, score, keys, seed, level)
 
 
 def occlusion_variants(images: Images) -> dict[str, Images]:
@@ -74,7 +76,12 @@ def occlusion_variants(images: Images) -> dict[str, Images]:
 
 
 def shortcut_table(
-    predict: Callable[[Images], ArrayLike], images: Images, label: ArrayLike, patient: ArrayLike, seed: int = 0
+    predict: Callable[[Images], ArrayLike],
+    images: Images,
+    label: ArrayLike,
+    patient: ArrayLike,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> list[Audit]:
     """AUROC of the model on films as they are, then on each variant, in batches of FILMS_AT_ONCE.
 
@@ -91,7 +98,7 @@ def shortcut_table(
     rows = []
     for name, variant in {"as_is": as_is, **VARIANTS}.items():
         score = np.concatenate([np.asarray(predict(variant(images[batch])), dtype=np.float64) for batch in batches])
-        rows.append(_audit(name, truth, score, keys, seed))
+        rows.append(_audit(name, truth, score, keys, seed, level))
     return rows
 
 
@@ -143,7 +150,7 @@ def _centre(images: Images) -> NDArray[np.bool_]:
     return centre
 
 
-def _audit(name: str, label: ArrayLike, score: Floats, patient: ArrayLike, seed: int) -> Audit:
+def _audit(name: str, label: ArrayLike, score: Floats, patient: ArrayLike, seed: int, level: float) -> Audit:
     auroc = point_metrics(label, score, 0.5)["auroc"]
     drawn = bootstrap_draws(label, score, patient, 0.5, seed=seed, metrics=("auroc",))
-    return Audit(name, auroc, drawn.intervals()["auroc"], None if auroc is not None else "one class only")
+    return Audit(name, auroc, drawn.intervals(level)["auroc"], None if auroc is not None else "one class only")

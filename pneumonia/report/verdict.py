@@ -10,6 +10,8 @@ A finding is a rule that objects. No finding means that no rule objected, not th
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from pneumonia.data.audit import standing
+
 Evidence = Mapping[str, Any]
 Finding = dict[str, str]
 
@@ -23,6 +25,7 @@ BELOW = 0.40  # upper end of the interval of a metadata-only AUROC that is told 
 METADATA = 0.60  # lower end of the interval of a metadata-only AUROC
 STRESS_AUROC = 0.05  # fall of AUROC under one corruption of the films
 STRESS_RATE = 0.15  # the same of sensitivity or specificity at the locked threshold
+CORNERS = 0.05  # fall of AUROC when the corners are masked
 HIDDEN = 0.80  # AUROC with the lungs hidden or blurred
 
 LEVELS = ("stop", "warning", "note")
@@ -76,20 +79,19 @@ def leak(evidence: Evidence) -> Iterator[tuple[str, str]]:
         return
     own, strict, conservative = audit["patients"]
     if own["shared"]:
-        yield "stop", f"{own['shared']} patients stand in more than one split ({', '.join(own['examples'])}, ...)."
+        named = ", ".join(own["examples"]) + (", ..." if own["shared"] > len(own["examples"]) else "")
+        yield "stop", f"{standing(own['shared'], 'patient', 'patients')} in more than one split ({named})."
     elif evidence["patient_key"] == "none" and strict["shared"]:
-        yield "warning", f"Split without regard to patients: {strict['shared']} children stand in more than one split."
+        text = standing(strict["shared"], "child", "children")
+        yield "warning", f"Split without regard to patients: {text} in more than one split."
     if conservative["shared"] and not own["shared"] and evidence["patient_key"] != "none":
-        text = (
-            f"Under the conservative key (prefix and number) {conservative['shared']} persons stand in more than one "
-        )
-        yield "note", text + "split; the numbering is most likely per subtype, and then they are different children."
-    if audit["copies"]["across"]:
-        yield "stop", f"{groups_of(audit['copies']['across'])} in more than one split."
-
-
-def groups_of(count: int) -> str:
-    return "1 group of exact copies stands" if count == 1 else f"{count} groups of exact copies stand"
+        text = f"Under the conservative key (prefix and number) {standing(conservative['shared'], 'person', 'persons')}"
+        rest = "the numbering is most likely per subtype, and then they are different children."
+        yield "note", f"{text} in more than one split; {rest}"
+    for kind, name in (("copies", "exact copies"), ("near", "near copies")):
+        if (copies := audit[kind]) and copies["across"]:
+            text = standing(copies["across"], f"group of {name}", f"groups of {name}")
+            yield "stop", f"{text} in more than one split ({' = '.join(copies['examples'][0])})."
 
 
 def size(evidence: Evidence) -> Iterator[tuple[str, str]]:
@@ -179,8 +181,10 @@ def promised(evidence: Evidence) -> Iterator[tuple[str, str]]:
 
 
 def shortcuts(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """The class is told by the file alone, or by films whose lungs are hidden."""
-    for row in evidence["shortcuts"] or []:
+    """The class is told by the file alone, by films whose lungs are hidden, or by their corners."""
+    rows = evidence["shortcuts"]["rows"] if evidence["shortcuts"] else []
+    clean = next((row for row in rows if row["name"] == "as_is" and row["interval"]), None)
+    for row in rows:
         if row["auroc"] is None or not row["interval"]:
             continue
         if row["name"] == "metadata" and row["interval"][0] > METADATA:
@@ -194,6 +198,14 @@ def shortcuts(evidence: Evidence) -> Iterator[tuple[str, str]]:
         if row["name"] in ("border_only", "blurred") and row["auroc"] > HIDDEN:
             what = "With the centre blanked" if row["name"] == "border_only" else "On blurred films"
             yield "warning", f"{what} the model still reaches an AUROC of {figure(value_of(row))}: it reads a shortcut."
+        if (
+            row["name"] == "corners_masked"
+            and clean
+            and row["interval"][1] < clean["interval"][0]
+            and clean["auroc"] - row["auroc"] > CORNERS
+        ):
+            text = f"With the corners masked, where markers sit, AUROC falls from {clean['auroc']:.3f} to "
+            yield "warning", f"{text}{figure(value_of(row))}: part of the answer is read there, and no lung is."
 
 
 def stressed(evidence: Evidence) -> Iterator[tuple[str, str]]:

@@ -1,13 +1,14 @@
-"""What is wrong with the films themselves: what `prepare audit=true` prints, and when it ends with exit code 1."""
+"""What is wrong with the films: what `prepare audit=true` prints, and when it ends with 1; a run's audit.json."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from pneumonia.data.audit import audit_records, near_copies
+from pneumonia.data.audit import audit_records, near_copies, standing
+from pneumonia.data.cache import FilmCache
 from pneumonia.settings import PrepareConfig
-from pneumonia.workflows.films import films_of
+from pneumonia.workflows.films import Films, films_of
+from pneumonia.workflows.record import write_json
 
 log = logging.getLogger(__name__)
 
@@ -16,8 +17,7 @@ def audit_films(config: PrepareConfig) -> dict[str, Any]:
     """Print the audit; exit code 1 where a patient (by data.patient_key) or a copy of a film stands in two splits."""
     films = films_of(config.data, config.seed)
     found = audit_records(films.records)
-    pixels = np.stack([films.pixels.read(row) for row in films.pixels.rows(films.records)])
-    found["near"] = near_copies(films.records, pixels)
+    found["near"] = near_copies_of(films)
     describe(found, config.data.patient_key, films.skipped)
     reasons = leaks(found)
     if reasons:
@@ -27,14 +27,24 @@ def audit_films(config: PrepareConfig) -> dict[str, Any]:
     return found
 
 
+def near_copies_of(films: Films) -> dict[str, Any]:
+    return near_copies(films.records, (films.pixels.read(row) for row in films.pixels.rows(films.records)))
+
+
+def write_audit(folder: Path, films: Films) -> None:
+    """audit.json of a run: what its manifest can't tell. Only where the pixels are cached: decoding anew is slow."""
+    if isinstance(films.pixels, FilmCache):
+        write_json(folder / "audit.json", {"near": near_copies_of(films)})
+
+
 def leaks(found: dict[str, Any]) -> list[str]:
     """Why training on this split would flatter the figures; the records' own patient key decides."""
     own, _, _ = found["patients"]
-    reasons = [f"{own['shared']} patients stand in more than one split"] if own["shared"] else []
+    told = [standing(own["shared"], "patient", "patients")] if own["shared"] else []
     for kind, name in (("copies", "exact copies"), ("near", "near copies")):
-        if found[kind]["across"]:
-            reasons.append(f"{found[kind]['across']} groups of {name} stand in more than one split")
-    return reasons
+        if count := found[kind]["across"]:
+            told.append(standing(count, f"group of {name}", f"groups of {name}"))
+    return [f"{text} in more than one split" for text in told]
 
 
 def describe(found: dict[str, Any], patient_key: str, skipped: list[tuple[str, str]]) -> None:

@@ -5,10 +5,12 @@ folder, ten significant digits. The threshold and the temperature come from vali
 judged with them.
 """
 
+import hashlib
+import json
 import logging
 import math
-import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,21 +25,28 @@ from pneumonia.evaluation.checks import Interval
 from pneumonia.evaluation.conformal import coverage, fit_conformal, risk_coverage
 from pneumonia.evaluation.drift import metric_drift, oracle_gap, score_drift
 from pneumonia.evaluation.intervals import delong, wilson
-from pneumonia.evaluation.metrics import METRICS, at_prevalence, confusion, point_metrics, reliability_bins
+from pneumonia.evaluation.metrics import (
+    METRICS,
+    at_prevalence,
+    confident_mistakes,
+    confusion,
+    point_metrics,
+    reliability_bins,
+)
 from pneumonia.evaluation.operating_point import choose_threshold
 from pneumonia.evaluation.subgroups import subgroup_table
 from pneumonia.report.pages import model_card, report_html, report_markdown
 from pneumonia.report.verdict import verdict
 from pneumonia.settings import EvaluateConfig, OperatingPointConfig, UserError
 from pneumonia.workflows.provenance import page_of
-from pneumonia.workflows.record import write_json
-from pneumonia.workflows.sources import Source, Split, source_of
+from pneumonia.workflows.record import written
+from pneumonia.workflows.sources import Source, Split, read_json, source_of
 
 log = logging.getLogger(__name__)
 
 CALIBRATION = ("brier", "log_loss", "ece")
 MISTAKES = 12
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -57,14 +66,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         evidence = weigh(source, config)
     except ValueError as error:
         raise UserError(f"{source.file}: {error}") from error
-    if config.shortcuts:
-        from pneumonia.workflows.shortcuts import shortcuts_of  # what loads the model, and so torch
-
-        evidence["shortcuts"] = rounded(shortcuts_of(source, evidence["judged"], config.seed))
-    if config.stress:
-        from pneumonia.workflows.stress import stress_of
-
-        evidence["stress"] = rounded(stress_of(source, evidence["operating_point"]["threshold"], config))
+    evidence |= rounded(probes(source, evidence, config))
     evidence["verdict"] = verdict(evidence)
     write_pages(source, evidence)
     if config.export:
@@ -74,6 +76,25 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     describe(evidence)
     log.info("%s", source.folder / "report.html")
     return evidence
+
+
+def probes(source: Source, evidence: Mapping[str, Any], config: EvaluateConfig) -> dict[str, Any]:
+    """What needs the model, and so torch: computed where it is asked for, else kept from this run's earlier evidence.
+
+    Earlier evidence is of this run if it was made from the same predictions; each probe tells its level and threshold.
+    """
+    earlier = read_json(source.folder / "evidence.json")
+    same = earlier.get("schema") == SCHEMA and earlier.get("predictions") == evidence["predictions"]
+    found = {name: earlier.get(name) if same else None for name in ("shortcuts", "stress")}
+    if config.shortcuts:
+        from pneumonia.workflows.shortcuts import shortcuts_of
+
+        found["shortcuts"] = shortcuts_of(source, evidence["judged"], config)
+    if config.stress:
+        from pneumonia.workflows.stress import stress_of
+
+        found["stress"] = stress_of(source, evidence["operating_point"]["threshold"], config)
+    return found
 
 
 def keep_report(source: Source) -> None:
@@ -109,6 +130,7 @@ def weigh(source: Source, config: EvaluateConfig) -> dict[str, Any]:
     split = source.splits[judged]
     evidence = {
         "schema": SCHEMA,
+        "predictions": hashlib.sha256(source.file.read_bytes()).hexdigest(),
         "options": {
             "operating_point": asdict(config.operating_point), "prevalence": config.prevalence, "level": config.level,
             "coverage": config.coverage, "resamples": config.resamples, "seed": config.seed,
@@ -119,10 +141,10 @@ def weigh(source: Source, config: EvaluateConfig) -> dict[str, Any]:
         "operating_point": locked.told,
         "splits": {name: one_split(part, locked, draws[name], config) for name, part in source.splits.items()},
         "drift": drift(source, locked, draws, config.level),
-        "subgroups": [asdict(row) for row in subgroups(split, locked.threshold)],
-        "abstention": abstention(source, judged, locked, config.coverage),
+        "subgroups": [asdict(row) for row in subgroups(split, locked.threshold, config.level)],
+        "abstention": abstention(source, judged, locked, config),
         "mistakes": mistakes(split, locked),
-        "audit": audit_records(source.manifest) if source.manifest else None,
+        "audit": audit_of(source),
         "patient_key": source.data.patient_key if source.config else None,
         "left_out": len(source.run.get("skipped", [])),
         "planned": {name: sum(r.split == name for r in source.manifest) for name in source.splits},
@@ -142,6 +164,14 @@ def told_split(source: Source, judged: str) -> str:
         if counts == (234, 390):
             return "official test set, n = 624"
     return f"{'test' if judged == 'test' else 'validation'} films, n = {label.size:,}"
+
+
+def audit_of(source: Source) -> dict[str, Any] | None:
+    """What the manifest tells of the films, and near copies where train left them; None without a manifest."""
+    if not source.manifest:
+        return None
+    near = read_json(source.folder / "audit.json").get("near")
+    return audit_records(source.manifest) | {"near": near if isinstance(near, dict) else None}
 
 
 def lock(source: Source, rule: OperatingPointConfig) -> Locked:
@@ -270,14 +300,15 @@ def drift(source: Source, locked: Locked, draws: Mapping[str, Draws], level: flo
     }
 
 
-def subgroups(split: Split, threshold: float) -> list[Any]:
+def subgroups(split: Split, threshold: float, level: float) -> list[Any]:
     films = split.films
     return subgroup_table(
-        films.label, films.probability, films.patient, threshold, split.subtype, split.width, split.height, split.mode
-    )
+        films.label, films.probability, films.patient, threshold, split.subtype, split.width, split.height, split.mode,
+        level,
+    )  # fmt: skip
 
 
-def abstention(source: Source, judged: str, locked: Locked, share: float) -> dict[str, Any]:
+def abstention(source: Source, judged: str, locked: Locked, config: EvaluateConfig) -> dict[str, Any]:
     """Prediction sets fitted on validation and measured on test; risk against coverage on the judged split."""
     films = source.splits[judged].films
     curve = risk_coverage(films.label, films.probability, locked.threshold)
@@ -291,24 +322,16 @@ def abstention(source: Source, judged: str, locked: Locked, share: float) -> dic
     val = source.splits.get("val")
     if val is None or judged == "val":
         return found | {"reason": "sets need validation and test films"}
-    sets = fit_conformal(val.films.label, val.films.probability, 1 - share)
-    measured = coverage(sets, films.label, films.probability)
+    sets = fit_conformal(val.films.label, val.films.probability, 1 - config.coverage)
+    measured = coverage(sets, films.label, films.probability, config.level)
     limit = [None if math.isinf(value) else value for value in sets.limit]
-    return found | {"sets": {"promised": share, "limit": limit, **asdict(measured)}}
+    return found | {"sets": {"promised": config.coverage, "limit": limit, **asdict(measured)}}
 
 
 def mistakes(split: Split, locked: Locked) -> list[dict[str, Any]]:
-    """The films called wrongly with the most conviction, at most MISTAKES, half of each kind where there are."""
+    """The most confident of them, at most MISTAKES."""
     films = split.films
-    called = films.probability >= locked.threshold
     calibrated = apply_temperature(split.logit, locked.temperature)
-    kinds = []
-    for label in (0, 1):
-        wrong = np.flatnonzero((films.label == label) & (called != label))
-        order = np.argsort(films.probability[wrong] * (1 if label else -1), kind="stable")
-        kinds.append(wrong[order].tolist())
-    half = MISTAKES // 2
-    first, second = (kind[: max(half, MISTAKES - len(other))] for kind, other in (kinds, kinds[::-1]))
     return [
         {
             "path": str(films.path[k]),
@@ -317,7 +340,7 @@ def mistakes(split: Split, locked: Locked) -> list[dict[str, Any]]:
             "probability": float(films.probability[k]),
             "calibrated": float(calibrated[k]),
         }
-        for k in [*first, *second]
+        for k in confident_mistakes(films.label, films.probability, locked.threshold)[:MISTAKES].tolist()
     ]
 
 
@@ -339,25 +362,19 @@ def write_pages(source: Source, evidence: dict[str, Any]) -> None:
         "report.html": report_html(evidence, page),
         "report.md": report_markdown(evidence, page),
         "model_card.md": model_card(evidence, page),
+        "evidence.json": json.dumps(evidence, indent=2, allow_nan=False) + "\n",
     }
     try:
         write_all(source.folder, texts)
-        write_json(source.folder / "evidence.json", evidence)
     except OSError as error:
         raise UserError(f"The report can't be written to {source.folder} ({error}).") from error
 
 
 def write_all(folder: Path, texts: Mapping[str, str]) -> None:
-    """Write every text of {name: text} under a temporary name, then rename them all."""
-    temporary = {name: folder / f".{name}.{os.getpid()}" for name in texts}
-    try:
+    """Write every text of {name: text}; they are renamed when all are whole."""
+    with ExitStack() as stack:
         for name, text in texts.items():
-            temporary[name].write_text(text, encoding="utf-8")
-        for name, file in temporary.items():
-            os.replace(file, folder / name)
-    finally:
-        for file in temporary.values():
-            file.unlink(missing_ok=True)
+            stack.enter_context(written(folder / name)).write_text(text, encoding="utf-8")
 
 
 def describe(evidence: Mapping[str, Any]) -> None:

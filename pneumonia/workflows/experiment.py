@@ -37,6 +37,7 @@ from pneumonia.training.callbacks import (
 )
 from pneumonia.training.checkpoint import AtomicCheckpointIO, load_classifier
 from pneumonia.training.classifier import Classifier
+from pneumonia.workflows.audit import write_audit
 from pneumonia.workflows.evidence import after_training
 from pneumonia.workflows.films import Films, describe, films_of
 from pneumonia.workflows.pictures import draw_after, draw_before
@@ -67,6 +68,7 @@ def fit_and_test(config: TrainConfig) -> float:
         draw_before(folder, films, datamodule, classifier)
         trainer.fit(classifier, datamodule, ckpt_path=place.checkpoint, weights_only=True)
         objective = test_best(config, folder, films, datamodule, trainer, record)
+        write_audit(folder, films)
     except (KeyboardInterrupt, SystemExit) as error:
         record.end("interrupted", "SIGTERM" if isinstance(error, SIGTERMException) else "SIGINT")
         last = folder / "checkpoints" / "last.ckpt"

@@ -9,7 +9,6 @@ Everything is computed before the first file is written; every file appears whol
 """
 
 import logging
-import os
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,7 +32,7 @@ from pneumonia.settings import OUTCOMES, ExplainConfig, UserError
 from pneumonia.training.checkpoint import load_classifier
 from pneumonia.training.classifier import Classifier
 from pneumonia.workflows.predictions import sigmoid
-from pneumonia.workflows.record import write_json
+from pneumonia.workflows.record import write_json, written
 from pneumonia.workflows.selection import NAMES, Film, Request, films_to_explain, pictured
 
 log = logging.getLogger(__name__)
@@ -271,7 +270,7 @@ def notes(
 
 
 def write_arrays(file: Path, sheet: Sheet) -> None:
-    """The .npz of a sheet, through a temporary name; nothing in it needs pickle."""
+    """The .npz of a sheet; nothing in it needs pickle."""
     arrays: dict[str, Any] = {
         "attribution": sheet.maps,
         "film": np.stack([film.pixels for film in sheet.films if film.pixels is not None]),
@@ -280,13 +279,8 @@ def write_arrays(file: Path, sheet: Sheet) -> None:
     }
     if sheet.fitted:
         arrays["segments"] = np.stack([fit.segments for fit in sheet.fitted])
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as stream:
-            np.savez_compressed(stream, **arrays)
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written(file) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, **arrays)
 
 
 def into_tensorboard(run: Path, tag: str, png: Path) -> None:

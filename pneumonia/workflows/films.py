@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+from pneumonia.data.audit import standing
 from pneumonia.data.cache import FilmCache, FilmFiles, Line, cache_films, damaged
 from pneumonia.data.download import download_films
 from pneumonia.data.records import Record, bad_files_message, fingerprint_films, read_manifest, scan_folder
@@ -63,12 +64,15 @@ def films_of(data: DataConfig, seed: int) -> Films:
 def leaks(records: list[Record]) -> list[str]:
     """A note when a given split has one patient, or one film's bytes, on two sides."""
     notes = []
-    for what, key in (("patients", "patient"), ("films with the same bytes", "sha256")):
+    for one, many, key in (
+        ("patient", "patients", "patient"),
+        ("film with the same bytes", "films with the same bytes", "sha256"),
+    ):
         sides: dict[str, set[str]] = {}
         for record in records:
             sides.setdefault(getattr(record, key), set()).add(record.split)
         if torn := sum(len(splits) > 1 for splits in sides.values()):
-            notes.append(f"{torn} {what} stand in more than one split: the figures will flatter the model.")
+            notes.append(f"{standing(torn, one, many)} in more than one split: the figures will flatter the model.")
     return notes
 
 

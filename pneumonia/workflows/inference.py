@@ -5,10 +5,8 @@ Writes    predictions.csv: the columns of a run's, then `threshold` and `call`. 
 Memory    films are decoded and called a batch at a time.
 """
 
-import csv
 import logging
 import math
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -22,7 +20,7 @@ from pneumonia.data.decode import BadFilm, read_film
 from pneumonia.data.exported import EXPORTED, read_told
 from pneumonia.settings import PredictConfig, UserError, usable_cores
 from pneumonia.training.checkpoint import load_classifier
-from pneumonia.workflows.predictions import COLUMNS, sigmoid
+from pneumonia.workflows.predictions import COLUMNS, sigmoid, write_predictions
 from pneumonia.workflows.shortcuts import logits
 from pneumonia.workflows.sources import checkpoint_file, class_name, data_settings, locked_point, read_config
 from pneumonia.workflows.targets import Film, films_to_predict
@@ -153,15 +151,7 @@ def called(films: Sequence[Film], values: np.ndarray, recipe: Recipe) -> list[di
 
 
 def write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write through a temporary name."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        with temporary.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, FILM_COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(temporary, file)
+        write_predictions(file, rows, FILM_COLUMNS)
     except OSError as error:
         raise UserError(f"output={file} can't be written ({error}).") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ film's label.
 
 import csv
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from pneumonia.data.datamodule import FilmDataModule
 from pneumonia.evaluation.metrics import summary
 from pneumonia.training.classifier import Classifier
 from pneumonia.workflows.films import Films
+from pneumonia.workflows.record import written
 
 COLUMNS = ("path", "patient", "subtype", "label", "split", "logit", "probability")
 THRESHOLD = 0.5
@@ -62,14 +62,12 @@ def sigmoid(logit: float) -> float:
     return 1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit))
 
 
-def write_predictions(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write predictions.csv through a temporary name."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, COLUMNS)
+def write_predictions(file: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = COLUMNS) -> None:
+    """Write predictions.csv: `columns` of the rows."""
+    with written(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns)
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(temporary, file)
 
 
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -6,6 +6,8 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,21 @@ PACKAGES = (
 )
 
 
-def write_json(file: Path, content: Any) -> None:
-    """Write through a temporary name; keys keep their order, nan is refused."""
+@contextmanager
+def written(file: Path) -> Iterator[Path]:
+    """A name beside `file` to write to, renamed to it when the block ends well, else removed: whole or not there."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    os.replace(temporary, file)
+    try:
+        yield temporary
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Keys keep their order, nan is refused."""
+    with written(file) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 class RunRecord:

@@ -10,9 +10,7 @@ Rank      mean of a method's places in the measures that have a better end; the 
 """
 
 import csv
-import io
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -36,7 +34,7 @@ from pneumonia.report.scoreboard import Measure, scoreboard
 from pneumonia.settings import ScoreboardConfig, UserError
 from pneumonia.training.classifier import Classifier
 from pneumonia.workflows.explanation import TITLES, images_of, into_tensorboard, ready, tell_of_report, told_plainly
-from pneumonia.workflows.record import write_json
+from pneumonia.workflows.record import write_json, written
 from pneumonia.workflows.selection import NAMES, Request, films_to_score
 
 log = logging.getLogger(__name__)
@@ -232,16 +230,13 @@ def clean(value: float) -> float | None:
 def write_csv(
     file: Path, order: list[str], place: Mapping[str, float | None], measures: list[Measure], means: Mapping[str, Any]
 ) -> None:
-    """One row a method, through a temporary name; an empty cell has no value."""
-    stream = io.StringIO()
-    writer = csv.writer(stream)
-    writer.writerow(["method", "rank", *(f"{m.name}{part}" for m in measures for part in ("", "_low", "_high"))])
-    for name in order:
-        cells = [means[name].get(m.name, {}).get(part) for m in measures for part in ("mean", "low", "high")]
-        writer.writerow([name, ranked(place[name]), *("" if cell is None else f"{cell:.6g}" for cell in cells)])
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(stream.getvalue(), encoding="utf-8", newline="")
-    os.replace(temporary, file)
+    """One row a method; an empty cell has no value."""
+    with written(file) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["method", "rank", *(f"{m.name}{part}" for m in measures for part in ("", "_low", "_high"))])
+        for name in order:
+            cells = [means[name].get(m.name, {}).get(part) for m in measures for part in ("mean", "low", "high")]
+            writer.writerow([name, ranked(place[name]), *("" if cell is None else f"{cell:.6g}" for cell in cells)])
 
 
 def ranked(place: float | None) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pneumonia.data.decode import RESIZE, BadFilm, read_film
 from pneumonia.data.exported import EXPORTED, read_told
 from pneumonia.data.records import SUFFIXES, parse_name
+from pneumonia.evaluation.metrics import confident_mistakes
 from pneumonia.settings import OUTCOMES, ExplainConfig, ScoreboardConfig, UserError
 from pneumonia.workflows.films import credit
 from pneumonia.workflows.sources import (
@@ -135,16 +136,11 @@ def from_run(config: ExplainConfig) -> Request:
 
 
 def by_outcome(films: Sequence[Film], threshold: float) -> dict[str, list[Film]]:
-    """tp, tn, fp, fn and most_confident_mistakes; the last starts with the film that is farthest on the wrong side."""
+    """tp, tn, fp, fn of films in path order, and most_confident_mistakes as the report ranks them."""
     groups = {name: [film for film in films if film.outcome(threshold) == name] for name in OUTCOMES}
-    mistakes = sorted(groups["fp"] + groups["fn"], key=lambda film: (-wrong_by(film), film.path))
-    return groups | {"most_confident_mistakes": mistakes}
-
-
-def wrong_by(film: Film) -> float:
-    """Probability of the class that the film does not have."""
-    assert film.label is not None and film.probability is not None
-    return 1 - film.probability if film.label else film.probability
+    called = np.array([(film.label, film.probability) for film in films], np.float64)
+    ranked = confident_mistakes(called[:, 0], called[:, 1], threshold)
+    return groups | {"most_confident_mistakes": [films[place] for place in ranked.tolist()]}
 
 
 def choose(films: Sequence[Film], name: str, config: ExplainConfig, threshold: float) -> list[Film]:

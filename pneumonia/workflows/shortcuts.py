@@ -15,7 +15,7 @@ from scipy.special import expit
 from pneumonia.data.decode import BadFilm, read_film
 from pneumonia.evaluation.checks import Floats
 from pneumonia.evaluation.shortcuts import FILMS_AT_ONCE, Images, metadata_auroc, metadata_features, shortcut_table
-from pneumonia.settings import UserError, usable_cores
+from pneumonia.settings import EvaluateConfig, UserError, usable_cores
 from pneumonia.training.checkpoint import load_classifier
 from pneumonia.training.classifier import Classifier
 from pneumonia.workflows.sources import Source
@@ -23,20 +23,23 @@ from pneumonia.workflows.sources import Source
 BATCH = 32
 
 
-def shortcuts_of(source: Source, judged: str, seed: int) -> list[dict[str, Any]]:
+def shortcuts_of(source: Source, judged: str, config: EvaluateConfig) -> dict[str, Any]:
     """AUROC of metadata alone (over all films of the manifest), and of the model on changed films of `judged`."""
+    seed, level = config.seed, config.level
     records = source.manifest
     if not records:
         raise UserError(f"shortcuts=true needs the sizes of the films: there is no {source.folder / 'manifest.csv'}.")
     columns = [[getattr(record, name) for record in records] for name in ("width", "height", "bytes", "mode")]
     label, patient = [record.label for record in records], [record.patient for record in records]
     known = all(record.width and record.height for record in records)
-    rows = [metadata_auroc(metadata_features(*columns), label, patient, seed)] if known else []
+    rows = [metadata_auroc(metadata_features(*columns), label, patient, seed, level)] if known else []
     classifier = load_classifier(source.folder / "checkpoints" / "best.ckpt")
     films = source.splits[judged].films
     images = read_all(source, films.path.tolist())
-    rows += shortcut_table(lambda batch: probabilities(classifier, batch), images, films.label, films.patient, seed)
-    return [asdict(row) for row in rows]
+    rows += shortcut_table(
+        lambda batch: probabilities(classifier, batch), images, films.label, films.patient, seed, level
+    )
+    return {"level": level, "seed": seed, "rows": [asdict(row) for row in rows]}
 
 
 def read_all(source: Source, paths: Sequence[str]) -> Images:

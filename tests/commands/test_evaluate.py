@@ -192,7 +192,26 @@ def test_a_planted_leak_stops(tmp_path: Path) -> None:
     found = weigh_quickly(make_run(tmp_path / "run", rows, records))["verdict"]
     assert found["level"] == "stop" and found["headline"].startswith("Do not rely on these figures")
     told = " ".join(finding["text"] for finding in found["findings"])
-    assert "1 patients stand in more than one split" in told and "1 group of exact copies stands in more" in told
+    assert "1 patient stands in more than one split" in told and "1 group of exact copies stands in more" in told
+
+
+def test_near_copies_across_splits_stop_and_a_run_without_them_names_the_command(
+    command: Command, tmp_path: Path, weighed: Path
+) -> None:
+    assert "python -m pneumonia.prepare audit=true" in Tags((weighed / "report.html").read_text()).text
+    run = make_run(tmp_path / "run")
+    near = {"groups": 2, "films": 4, "across": 1, "two_classes": 0, "examples": [["train/<b>.png", "test/a.png"]]}
+    (run / "audit.json").write_text(json.dumps({"near": near}))
+    command("evaluate", f"run={run}", QUICK)
+    found = evidence_of(run)["verdict"]
+    assert found["level"] == "stop"
+    text = "1 group of near copies stands in more than one split (train/<b>.png = test/a.png)."
+    assert text in [finding["text"] for finding in found["findings"]]
+    page = Tags((run / "report.html").read_text())
+    assert "4 films in 2 groups, 1 of them across splits" in page.text and "prepare audit=true" not in page.text
+    (run / "audit.json").write_text("{")  # cut short: as if it was not there
+    command("evaluate", f"run={run}", QUICK)
+    assert evidence_of(run)["audit"]["near"] is None
 
 
 @pytest.mark.parametrize(
@@ -336,10 +355,10 @@ def test_findings_in_words(tmp_path: Path) -> None:
     records[-1]["sha256"] = records[0]["sha256"]
     evidence = weigh_quickly(make_run(tmp_path / "run", rows, records))
     evidence["splits"]["test"]["calibrated"]["ece"]["value"] = 0.2
-    evidence["shortcuts"] = [{"name": "metadata", "auroc": 0.1, "interval": [0.05, 0.2], "reason": None}]
+    evidence["shortcuts"] = {"rows": [{"name": "metadata", "auroc": 0.1, "interval": [0.05, 0.2], "reason": None}]}
     found = verdict(evidence)
     texts = [finding["text"] for finding in found["findings"]]
-    assert any(text == "1 group of exact copies stands in more than one split." for text in texts)
+    assert any(text.startswith("1 group of exact copies stands in more than one split (") for text in texts)
     assert "(1 stop, " in found["headline"] and "warning" in found["headline"]
     assert any("matched on metadata" in text for text in texts)
     assert any("even after temperature scaling" in text for text in texts)

@@ -100,6 +100,17 @@ def test_the_same_call_gives_the_same_bytes_and_another_seed_other_films(command
         assert all(np.ptp(attribution[segments == number]) == 0 for number in np.unique(segments))
 
 
+def test_the_report_and_explain_rank_mistakes_alike(finished: Path) -> None:
+    from pneumonia.workflows.selection import by_outcome, called_films
+    from pneumonia.workflows.sources import read_run
+
+    evidence = json.loads((finished / "evidence.json").read_text())
+    told = [mistake["path"] for mistake in evidence["mistakes"]]
+    threshold = evidence["operating_point"]["threshold"]
+    films = by_outcome(called_films(read_run(finished), "test"), threshold)["most_confident_mistakes"]
+    assert told and [film.path for film in films][: len(told)] == told
+
+
 def test_mistakes_come_with_the_most_confident_first_and_pick_goes_by_distance(
     command: Command, finished: Path
 ) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pneumonia.report.verdict import shortcuts
+from pneumonia.settings import EvaluateConfig
 from pneumonia.workflows import shortcuts as room
 from pneumonia.workflows.shortcuts import shortcuts_of
 from pneumonia.workflows.sources import read_run
@@ -17,13 +18,22 @@ from pneumonia.workflows.sources import read_run
 Command = Callable[..., None]
 
 
+def config_of(run: Path) -> EvaluateConfig:
+    return EvaluateConfig(run=str(run), shortcuts=True)
+
+
+def told(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """What the verdict says of these rows of the audit."""
+    return list(shortcuts({"shortcuts": {"rows": rows}}))
+
+
 def test_every_probe_is_told_and_films_as_they_are_give_the_runs_auroc(run: Path) -> None:
     source = read_run(run)
-    rows = {row["name"]: row for row in shortcuts_of(source, "test", 0)}
+    rows = {row["name"]: row for row in shortcuts_of(source, "test", config_of(run))["rows"]}
     assert list(rows) == ["metadata", "as_is", "border_only", "centre_only", "corners_masked", "blurred"]
-    told = json.loads((run / "metrics.json").read_text())["test"]["auroc"]
-    assert rows["as_is"]["auroc"] == pytest.approx(told, abs=0.02)
-    assert not [text for level, text in shortcuts({"shortcuts": [rows["metadata"]]}) if level == "warning"]
+    written = json.loads((run / "metrics.json").read_text())["test"]["auroc"]
+    assert rows["as_is"]["auroc"] == pytest.approx(written, abs=0.02)
+    assert not [text for level, text in told([rows["metadata"]]) if level == "warning"]
 
 
 def test_a_model_that_reads_a_marker_is_caught(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,10 +44,11 @@ def test_a_model_that_reads_a_marker_is_caught(run: Path, monkeypatch: pytest.Mo
     images[films.label == 1, :3, :3] = 255
     monkeypatch.setattr(room, "read_all", lambda *_: images)
     monkeypatch.setattr(room, "probabilities", lambda _, batch: batch[:, :3, :3].mean((1, 2)) / 255)
-    rows = {row["name"]: row for row in shortcuts_of(source, "test", 0)}
+    rows = {row["name"]: row for row in shortcuts_of(source, "test", config_of(run))["rows"]}
     assert rows["border_only"]["auroc"] == 1 and rows["corners_masked"]["auroc"] == 0.5
-    [finding] = [text for _, text in shortcuts({"shortcuts": [rows["border_only"], rows["corners_masked"]]})]
-    assert "With the centre blanked the model still reaches an AUROC of 1.000" in finding
+    border, corners = [text for _, text in told([rows["as_is"], rows["border_only"], rows["corners_masked"]])]
+    assert "With the centre blanked the model still reaches an AUROC of 1.000" in border
+    assert "With the corners masked, where markers sit, AUROC falls from 1.000 to 0.500" in corners
 
 
 def test_metadata_that_tell_the_class_are_caught(run: Path, tmp_path: Path) -> None:
@@ -48,12 +59,14 @@ def test_metadata_that_tell_the_class_are_caught(run: Path, tmp_path: Path) -> N
     for row in rows:
         row["width"] = "1200" if row["label"] == "1" else "1700"
     (copy / "manifest.csv").write_text("\n".join([lines[0], *[",".join(row.values()) for row in rows]]))
-    rows_found = shortcuts_of(read_run(copy), "test", 0)
-    assert any("alone give an AUROC" in text for _, text in shortcuts({"shortcuts": rows_found}))
+    rows_found = shortcuts_of(read_run(copy), "test", config_of(copy))["rows"]
+    assert any("alone give an AUROC" in text for _, text in told(rows_found))
 
 
 def test_train_writes_the_evidence_and_names_the_report(run: Path) -> None:
     assert {"evidence.json", "report.html", "report.md", "model_card.md"} <= {file.name for file in run.iterdir()}
+    assert json.loads((run / "audit.json").read_text())["near"]["groups"] == 0
+    assert "Near copies, which look alike though their bytes differ: 0 films" in (run / "report.html").read_text()
     assert (run / "train.log").read_text().rstrip().endswith("report.html")
 
 

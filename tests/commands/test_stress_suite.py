@@ -67,3 +67,23 @@ def test_what_it_needs_and_is_not_there_is_one_line(
         command("evaluate", f"run={copy}", *TYPED)
     assert ending.value.code == 2 and message in capsys.readouterr().err
     assert (copy / "report.html").read_bytes() == before
+
+
+def test_a_later_evaluation_keeps_the_probes_of_the_same_predictions_only(
+    run: Path, command: Command, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+
+    def probes(*typed: str) -> list[Any]:
+        command("evaluate", f"run={copy}", "resamples=200", *typed)
+        evidence = json.loads((copy / "evidence.json").read_text())
+        return [evidence["shortcuts"], evidence["stress"]]
+
+    made = probes("shortcuts=true", "stress=true")
+    assert all(made)
+    assert probes("operating_point.rule=youden", "level=0.9") == made
+    page = (copy / "report.html").read_text()
+    assert "<td>corners masked</td>" in page and "<td>gamma darker</td>" in page
+    lines = (copy / "predictions.csv").read_text().splitlines(keepends=True)
+    (copy / "predictions.csv").write_text("".join(lines[:-1]))  # as another training would leave it
+    assert probes() == [None, None]

@@ -5,6 +5,7 @@ from sklearn import metrics as sk
 from pneumonia.evaluation.metrics import (
     METRICS,
     at_prevalence,
+    confident_mistakes,
     confusion,
     ece,
     point_metrics,
@@ -105,3 +106,10 @@ def test_summary_agrees_with_the_metrics_and_the_counts(draw):
     full = point_metrics(label, probability, 0.3)
     assert all(found[name] == full[name] for name in ("accuracy", "auroc", "average_precision", "f1"))
     assert all(type(value) in (int, float) for value in found.values())  # json writes no numpy types
+
+
+def test_the_most_confident_mistake_comes_first_whichever_kind_it_is():
+    label, probability = [1, 0, 1, 0, 1, 0], [0.1, 0.7, 0.2, 0.95, 0.9, 0.3]
+    assert confident_mistakes(label, probability, 0.5).tolist() == [3, 0, 2, 1]  # .95, .9, .8, .7 for the other class
+    assert confident_mistakes(label, probability, 0.15).tolist() == [3, 0, 1, 5]
+    assert confident_mistakes([1, 1, 0], [0.2, 0.2, 0.1], 0.5).tolist() == [0, 1]
