@@ -19,7 +19,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 
-from pneumonia.settings import UserError, launched, nearest
+from pneumonia.settings import UserError, launched, nearest, usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ PACKAGE = Path(__file__).resolve().parent
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
 OmegaConf.register_new_resolver("short_hash", lambda text: hashlib.sha256(str(text).encode()).hexdigest()[:10])
 OmegaConf.register_new_resolver("direction_of", lambda name: "minimize" if name.endswith("loss") else "maximize")
+OmegaConf.register_new_resolver("trials_at_once", lambda jobs: usable_cores() if jobs < 0 else jobs)  # -1: every core
 OPEN = ("model", "optimizer", "schedule", "augment", "attribution", "attributions")  # sets with arguments of their own
 ELSEWHERE = "Set hydra.run.dir=/a/writable/folder."
 EXTRAS = {  # what is typed: (the package it needs, the extra that brings it)

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import re
 import sys
 import warnings
@@ -45,6 +46,7 @@ from pneumonia.workflows.evidence import after_training
 from pneumonia.workflows.films import Films, describe, films_of
 from pneumonia.workflows.pictures import draw_after, draw_before
 from pneumonia.workflows.predictions import predict, summarize, write_predictions
+from pneumonia.workflows.processes import one_at_a_time
 from pneumonia.workflows.record import RunRecord, write_json
 from pneumonia.workflows.resume import Place, place_of, refuse_other_films
 
@@ -163,7 +165,7 @@ def build_trainer(config: TrainConfig, folder: Path, begin: Place) -> L.Trainer:
         num_sanity_val_steps=0,
         log_every_n_steps=10,
         enable_model_summary=False,
-        enable_progress_bar=sys.stdout.isatty(),
+        enable_progress_bar=has_bar(),
         default_root_dir=folder,
     )
 
@@ -184,7 +186,7 @@ def callbacks(config: TrainConfig, folder: Path) -> list[L.Callback]:
         TensorBoardPictures(),
         History(folder / "metrics.csv"),
     ]
-    if sys.stdout.isatty():
+    if has_bar():
         chosen.append(TQDMProgressBar(refresh_rate=5))
     if config.trainer.strategy == "ddp" and launched().world == 1:
         chosen.append(SpeakInChild(folder / "train.log"))
@@ -193,6 +195,11 @@ def callbacks(config: TrainConfig, folder: Path) -> list[L.Callback]:
     if config.stop_on is not None:
         chosen.append(StopEarly(config.stop_on, patience=config.patience, mode=mode_of(config.stop_on)))
     return [*chosen, best_checkpoint(checkpoints, config.objective), last_checkpoint(checkpoints)]
+
+
+def has_bar() -> bool:
+    """Whether a progress bar can be drawn: one run on a terminal."""
+    return sys.stdout.isatty() and one_at_a_time()
 
 
 def uses_gpu(place: TrainerConfig, launch: Launch) -> bool:
@@ -298,8 +305,13 @@ def log_table(metrics: dict[str, dict[str, Any]]) -> None:
 
 
 def of_child(error: BaseException) -> BaseException:
-    """A user's error that was raised in a spawned process comes wrapped in that process's traceback: its own line."""
+    """A user's error that was raised in a spawned process comes wrapped in that process's traceback: its own line.
+
+    So does a port that another program took.
+    """
     text = str(error)
+    if "EADDRINUSE" in text:
+        return UserError(f"MASTER_PORT={os.environ.get('MASTER_PORT')} is in use: export another, or unset it.")
     own = re.search(r"\npneumonia\.\S+\.(?:UserError|NonFiniteLoss): (.*)", text, re.DOTALL)
     return UserError(own[1].strip()) if isinstance(error, ProcessRaisedException) and own else error
 
@@ -310,8 +322,12 @@ class SpeakInChild(L.Callback):
     def __init__(self, file: Path) -> None:
         self.file = file
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """It comes to the child as a pickle, before Lightning there says anything."""
+        self.__dict__ |= state
         quiet()
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if trainer.is_global_zero and not logging.getLogger().handlers:
             handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout), logging.FileHandler(self.file)]
             logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers)

@@ -7,6 +7,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
 from pneumonia.settings import TrainConfig, UserError, launched
 
 log = logging.getLogger(__name__)
@@ -36,6 +39,19 @@ def free(port: str) -> bool:
         except (OSError, ValueError, OverflowError):
             return False
         return True
+
+
+def one_at_a_time() -> bool:
+    """Whether this run has the terminal for itself: it is no job of a launcher that starts several."""
+    target = str(HydraConfig.get().launcher._target_)
+    return HydraConfig.get().mode != RunMode.MULTIRUN or target.endswith(".BasicLauncher")
+
+
+def name_lines(job: str) -> None:
+    """Begin every line on the terminal with the job that says it; its own log has no need of that."""
+    for handler in logging.getLogger().handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setFormatter(logging.Formatter(f"{job}  %(message)s"))
 
 
 def fall_silent() -> None:

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from pneumonia.evaluation.metrics import METRICS
 from pneumonia.settings import CompareConfig, TrainConfig, UserError, launched
 from pneumonia.workflows.comparison import compare
-from pneumonia.workflows.processes import fall_silent, own_port
+from pneumonia.workflows.processes import fall_silent, name_lines, one_at_a_time, own_port
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,8 @@ def run_job(config: TrainConfig) -> float:
     if launched().rank > 0:
         fall_silent()
         return run_in_sweep(config, folder, fit_and_test) if swept else fit_and_test(config)
+    if not one_at_a_time():
+        name_lines(folder.name)
     with only_one(folder / ".hydra" / "lock", wait=swept), own_port():
         return run_in_sweep(config, folder, fit_and_test) if swept else fit_and_test(config)
 
@@ -155,34 +157,40 @@ class SweepReport(Callback):
     """Hydra calls it: refuse another sweep's folder at the start; at the end the tables, and exit code 1."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if launched().rank > 0:
+            fall_silent()
         if "optuna" in config.hydra.sweeper._target_:
             quiet_optuna()
         steps = [o for o in config.hydra.overrides.hydra if o.startswith(PROPOSES)]
         same_sweep(Path(config.hydra.sweep.dir), [*config.hydra.overrides.task, *steps])
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        if launched().rank > 0:
+            return
         folder = Path(config.hydra.sweep.dir)
         rows = jobs_of(folder)
-        if launched().rank == 0:
-            report(folder, rows)
+        report(folder, rows)
         if any(row["status"] != "finished" for row in rows):
             raise SystemExit(1)
 
 
 def quiet_optuna() -> None:
     """Its trials are shown by the runs themselves."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # speaks when it is imported
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 def report(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
     """leaderboard.csv and the comparison of the finished runs, and both on the terminal."""
     write_leaderboard(folder)
-    for row in rows:
+    typed = [row["overrides"].split(" ") for row in rows]
+    common = set(typed[0]).intersection(*typed) if len(rows) > 1 else set()
+    for row, overrides in zip(rows, typed, strict=True):
         value = "" if row["value"] is None else f"{row['objective']} {row['value']:.4f}"
-        log.info("%s  %-11s %-24s %s  %s", row["job"], row["status"], value, row["overrides"], row["reason"])
+        own = " ".join(override for override in overrides if override not in common)
+        log.info("%s  %-11s %-24s %s  %s", row["job"], row["status"], value, own, row["reason"])
     log.info("%s", folder.resolve() / "leaderboard.csv")
     compare_finished(folder, rows)
     if failed := [row["job"] for row in rows if row["status"] != "finished"]:
