@@ -13,20 +13,29 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 
-from pneumonia.settings import UserError, nearest
+from pneumonia.settings import UserError, launched, nearest, usable_cores
 
 log = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
 OmegaConf.register_new_resolver("short_hash", lambda text: hashlib.sha256(str(text).encode()).hexdigest()[:10])
+OmegaConf.register_new_resolver("direction_of", lambda name: "minimize" if name.endswith("loss") else "maximize")
+OmegaConf.register_new_resolver("trials_at_once", lambda jobs: usable_cores() if jobs < 0 else jobs)  # -1: every core
 OPEN = ("model", "optimizer", "schedule", "augment", "attribution", "attributions")  # sets with arguments of their own
 ELSEWHERE = "Set hydra.run.dir=/a/writable/folder."
+EXTRAS = {  # what is typed: (the package it needs, the extra that brings it)
+    "search": ("hydra-optuna-sweeper", "optuna"),
+    "hydra/launcher=joblib": ("hydra-joblib-launcher", "joblib"),
+    "hydra/launcher=submitit_slurm": ("hydra-submitit-launcher", "slurm"),
+    "hydra/launcher=submitit_local": ("hydra-submitit-launcher", "slurm"),
+}
 HYDRA_FLAGS = ("-sc", "--shell-completion", "--hydra-help", "--info", "-i", "--cfg", "-c", "--version")
 
 
@@ -136,6 +145,34 @@ def unreadable(override: str) -> str:
     if parsed.is_sweep_override():
         return f"{override}: several values need -m (a sweep); one with a comma in it is typed as \"{key}='...'\""
     return ""
+
+
+def check_extras(overrides: Sequence[str]) -> None:
+    """Raise UserError when something typed needs an extra that is not installed."""
+    for override in overrides:
+        package, extra = EXTRAS.get(override) or EXTRAS.get(override.partition("=")[0]) or ("", "")
+        try:
+            _ = extra and override != "search=null" and version(package)
+        except PackageNotFoundError:
+            raise UserError(
+                f"{override}: {package} is not installed; `uv sync --extra {extra}` brings it, or for once "
+                f"`uv run --extra {extra} python -m pneumonia.train ...`."
+            ) from None
+
+
+def check_sweep(overrides: Sequence[str], multirun: bool) -> None:
+    """Raise UserError for a search without -m, and for a sweep whose folder several processes could not agree on."""
+    keys = [override.partition("=")[0] for override in overrides]
+    search = next((o for o in overrides if o.startswith("search=") and o != "search=null"), "")
+    if search and not multirun and "resume" not in keys:
+        raise UserError(f"{search}: a search is a sweep; type -m beside it.")
+    launch = launched()
+    if multirun and launch.world > 1 and search:
+        raise UserError(f"{search}: {launch.by} can't start a search; trainer=ddp alone starts each trial's processes.")
+    if multirun and launch.world > 1 and "hydra.sweep.dir" not in keys:
+        raise UserError(
+            f"-m under {launch.by}: name one folder for all processes, as hydra.sweep.dir=outputs/my_sweep."
+        )
 
 
 def check_added(name: str, overrides: Sequence[str]) -> None:
@@ -282,7 +319,8 @@ def run_command(
         try:
             sys.argv[1:] = prepare_arguments(name, resolve(arguments), check)
         except UserError as error:
-            print(f"pneumonia.{name}: {error}", file=sys.stderr)
+            if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":  # one voice of several processes
+                print(f"pneumonia.{name}: {error}", file=sys.stderr)
             raise SystemExit(2) from None
     try:
         hand_to_hydra(name, task)
@@ -298,6 +336,8 @@ def prepare_arguments(name: str, arguments: list[str], check: Callable[[Any], No
     if unknown:
         raise UserError(f"{unknown[0]}: there is no such flag; settings are typed as key=value (see --help).")
     overrides = [argument for argument in arguments if not argument.startswith("-")]
+    check_extras(overrides)
+    check_sweep(overrides, multirun)
     config = None
     for single in single_runs(overrides) if multirun else [overrides]:
         config = compose(name, single)
@@ -315,6 +355,8 @@ def prepare_arguments(name: str, arguments: list[str], check: Callable[[Any], No
         arguments = [*arguments, "test=false"]  # a sweep is ranked on validation
     if multirun:
         return arguments
+    if launched().rank > 0:  # the first of several processes alone has a run folder
+        return [*arguments, "hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=terminal"]
     named = any(override.startswith("hydra.run.dir=") for override in overrides)
     resumed = any(override.startswith("resume=") for override in overrides)
     if named and not resumed and (folder / "run.json").exists():
@@ -338,6 +380,8 @@ def hand_to_hydra(name: str, task: Callable[[Any], Any]) -> None:
         except UserError as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
+            if launched().rank > 0:
+                raise SystemExit(2) from None
             # Without an output_subdir there is no run folder: the command runs in the user's own, not to be removed.
             own = HydraConfig.get().output_subdir is None
             if own or discard_unstarted(Path(HydraConfig.get().runtime.output_dir)):

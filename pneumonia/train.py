@@ -6,7 +6,9 @@ from pneumonia.settings import TrainConfig
 
 def check(config: TrainConfig) -> None:
     from pneumonia.workflows.films import preflight  # decodes headers and splits; still no torch
+    from pneumonia.workflows.processes import check_launch
 
+    check_launch(config)
     preflight(config)
 
 

@@ -1,6 +1,8 @@
 """Train, test and monitor one model: what `python -m pneumonia.train` does from start to end."""
 
 import logging
+import math
+import os
 import re
 import sys
 import warnings
@@ -10,6 +12,10 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -20,7 +26,7 @@ from pneumonia.data.datamodule import FilmDataModule
 from pneumonia.data.records import write_manifest
 from pneumonia.data.split import class_counts
 from pneumonia.models.vgg import VGG
-from pneumonia.settings import TrainConfig, TrainerConfig, UserError
+from pneumonia.settings import Launch, TrainConfig, TrainerConfig, UserError, launched
 from pneumonia.training.callbacks import (
     AveragedWeights,
     History,
@@ -42,6 +48,7 @@ from pneumonia.workflows.evidence import after_training
 from pneumonia.workflows.films import Films, describe, films_of
 from pneumonia.workflows.pictures import draw_after, draw_before
 from pneumonia.workflows.predictions import predict, summarize, write_predictions
+from pneumonia.workflows.processes import one_at_a_time
 from pneumonia.workflows.record import RunRecord, write_json
 from pneumonia.workflows.resume import Place, place_of, refuse_other_films
 
@@ -51,7 +58,7 @@ log = logging.getLogger(__name__)
 def fit_and_test(config: TrainConfig) -> float:
     """Fit, predict val and test with the best weights, and leave a run folder that explains itself; the objective."""
     quiet()
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    folder = Path(config.resume or HydraConfig.get().runtime.output_dir)
     films = films_of(config.data, config.seed)
     describe(films)
     L.seed_everything(config.seed, verbose=False)
@@ -62,6 +69,10 @@ def fit_and_test(config: TrainConfig) -> float:
         refuse_other_films(folder, films.records)
         place = place_of(folder)
     trainer = build_trainer(config, folder, place)
+    if launched().rank > 0:  # it trains its share of the films; the first process writes, speaks and tests
+        trainer.fit(classifier, datamodule, ckpt_path=place.checkpoint, weights_only=True)
+        return math.nan
+    say_processes(config, trainer)
     record = start_record(config, folder, films, classifier, trainer)
     try:
         write_manifest(folder / "manifest.csv", films.records)
@@ -85,6 +96,16 @@ def fit_and_test(config: TrainConfig) -> float:
     log.info("%s", folder)
     after_training(folder)
     return objective
+
+
+def say_processes(config: TrainConfig, trainer: L.Trainer) -> None:
+    """How many films a step takes when several processes share it, and that the rate is not scaled with them."""
+    count, batch = trainer.world_size, config.data.batch_size
+    if count > 1:
+        log.info(
+            "%d processes x data.batch_size=%d: an effective batch of %d; optimizer.lr=%g is taken as typed",
+            *(count, batch, count * batch, config.optimizer["lr"]),
+        )
 
 
 def build_datamodule(config: TrainConfig, films: Films) -> FilmDataModule:
@@ -121,12 +142,13 @@ def build_classifier(config: TrainConfig, films: Films) -> Classifier:
 
 def build_trainer(config: TrainConfig, folder: Path, begin: Place) -> L.Trainer:
     """Lightning's trainer with the callbacks that write the run folder."""
-    place = config.trainer
-    on_gpu = uses_gpu(place)
+    place, launch = config.trainer, launched()
+    on_gpu = uses_gpu(place, launch)
     return L.Trainer(
         accelerator="gpu" if on_gpu else "cpu",
-        devices=devices(place, on_gpu),
-        strategy="ddp_spawn" if place.strategy == "ddp" else "auto",
+        devices=launch.local if launch.world > 1 else devices(place, on_gpu),
+        num_nodes=launch.world // launch.local,
+        strategy="auto" if place.strategy != "ddp" else "ddp" if launch.world > 1 else "ddp_spawn",
         precision=precision(place, on_gpu),  # type: ignore[arg-type]
         max_epochs=config.epochs,
         gradient_clip_val=config.gradient_clip,
@@ -143,14 +165,21 @@ def build_trainer(config: TrainConfig, folder: Path, begin: Place) -> L.Trainer:
             purge_step=begin.step if begin.checkpoint else None,
         ),
         callbacks=callbacks(config, folder),
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), environment(launch)],
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         log_every_n_steps=10,
         enable_model_summary=False,
-        enable_progress_bar=sys.stdout.isatty(),
+        enable_progress_bar=has_bar(),
         default_root_dir=folder,
     )
+
+
+def environment(launch: Launch) -> ClusterEnvironment:
+    """Where a process finds the others; a preempted job of SLURM goes on from last.ckpt, not from Lightning's own."""
+    if launch.world == 1:
+        return LightningEnvironment()
+    return TorchElasticEnvironment() if launch.by == "torchrun" else SLURMEnvironment(auto_requeue=False)
 
 
 def callbacks(config: TrainConfig, folder: Path) -> list[L.Callback]:
@@ -164,9 +193,9 @@ def callbacks(config: TrainConfig, folder: Path) -> list[L.Callback]:
     ]
     if config.ema is not None:
         chosen.append(AveragedWeights(decay=config.ema))
-    if sys.stdout.isatty():
+    if has_bar():
         chosen.append(TQDMProgressBar(refresh_rate=5))
-    if config.trainer.strategy == "ddp":
+    if config.trainer.strategy == "ddp" and launched().world == 1:
         chosen.append(SpeakInChild(folder / "train.log"))
     if config.unfreeze_epoch is not None:
         chosen.append(UnfreezeAt(config.unfreeze_epoch))
@@ -175,7 +204,12 @@ def callbacks(config: TrainConfig, folder: Path) -> list[L.Callback]:
     return [*chosen, best_checkpoint(checkpoints, config.objective), last_checkpoint(checkpoints)]
 
 
-def uses_gpu(place: TrainerConfig) -> bool:
+def has_bar() -> bool:
+    """Whether a progress bar can be drawn: one run on a terminal."""
+    return sys.stdout.isatty() and one_at_a_time()
+
+
+def uses_gpu(place: TrainerConfig, launch: Launch) -> bool:
     """Whether to run on CUDA. Raises UserError when a GPU is asked for and there is none, or fewer than asked for."""
     there = torch.cuda.device_count()
     if place.accelerator == "gpu" and not there:
@@ -183,6 +217,11 @@ def uses_gpu(place: TrainerConfig) -> bool:
     on_gpu = place.accelerator != "cpu" and there > 0
     if on_gpu and place.devices != "auto" and int(place.devices) > there:
         raise UserError(f"trainer.devices={place.devices}: expected at most {there}, the GPUs that are visible here.")
+    if on_gpu and launch.local > there:
+        raise UserError(
+            f"{launch.by} started {launch.local} processes on this machine: expected at most {there}, the GPUs that "
+            "are visible here, or trainer.accelerator=cpu."
+        )
     return on_gpu
 
 
@@ -213,7 +252,7 @@ def start_record(
         parameters=sum(p.numel() for p in classifier.net.parameters()),
         trainable_parameters=sum(p.numel() for p in classifier.net.parameters() if p.requires_grad),
         precision=trainer.precision,
-        devices=trainer.num_devices,
+        devices=trainer.world_size,
     )
 
 
@@ -273,8 +312,13 @@ def log_table(metrics: dict[str, dict[str, Any]]) -> None:
 
 
 def of_child(error: BaseException) -> BaseException:
-    """A user's error that was raised in a spawned process comes wrapped in that process's traceback: its own line."""
+    """A user's error that was raised in a spawned process comes wrapped in that process's traceback: its own line.
+
+    So does a port that another program took.
+    """
     text = str(error)
+    if "EADDRINUSE" in text:
+        return UserError(f"MASTER_PORT={os.environ.get('MASTER_PORT')} is in use: export another, or unset it.")
     own = re.search(r"\npneumonia\.\S+\.(?:UserError|NonFiniteLoss): (.*)", text, re.DOTALL)
     return UserError(own[1].strip()) if isinstance(error, ProcessRaisedException) and own else error
 
@@ -285,8 +329,12 @@ class SpeakInChild(L.Callback):
     def __init__(self, file: Path) -> None:
         self.file = file
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """It comes to the child as a pickle, before Lightning there says anything."""
+        self.__dict__ |= state
         quiet()
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if trainer.is_global_zero and not logging.getLogger().handlers:
             handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout), logging.FileHandler(self.file)]
             logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from pneumonia.data.datamodule import FilmDataModule
 from pneumonia.evaluation.metrics import summary
@@ -29,7 +30,7 @@ def predict(
     judge = L.Trainer(
         accelerator=trainer.accelerator, devices=1, precision=trainer.precision,
         limit_predict_batches=trainer.limit_predict_batches, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
+        enable_progress_bar=False, enable_model_summary=False, plugins=[LightningEnvironment()],
     )  # fmt: skip
     datamodule.trainer = None
     loaders = {"val": datamodule.val_dataloader, "test": datamodule.test_dataloader}

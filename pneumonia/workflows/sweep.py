@@ -7,45 +7,88 @@ what was running, and leaves what failed alone unless retry_failed=true.
 import csv
 import json
 import logging
+import math
 import os
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from pneumonia.settings import TrainConfig, UserError
+from pneumonia.evaluation.metrics import METRICS
+from pneumonia.settings import CompareConfig, TrainConfig, UserError, launched
+from pneumonia.workflows.comparison import compare
+from pneumonia.workflows.processes import fall_silent, name_lines, one_at_a_time, own_port
 
 log = logging.getLogger(__name__)
+
+PROPOSES = ("hydra.sweeper.n_jobs", "hydra.sweeper.sampler", "hydra.sweeper.params", "hydra.launcher.n_jobs")
 
 COLUMNS = ("job", "status", "objective", "value", "seconds", "overrides", "reason")
 
 
 def run_job(config: TrainConfig) -> float:
-    """Train one run; in a sweep, only if it is not finished yet, and without letting an error end the other jobs."""
+    """Train one run, which no other process may be at; in a sweep see run_in_sweep."""
     from pneumonia.workflows.experiment import fit_and_test  # torch loads here, after --help has answered
 
-    if HydraConfig.get().mode != RunMode.MULTIRUN:
-        return fit_and_test(config)
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    swept = hydra.mode == RunMode.MULTIRUN
+    if launched().rank > 0:
+        fall_silent()
+        return run_in_sweep(config, folder, fit_and_test) if swept else fit_and_test(config)
+    if not one_at_a_time():
+        name_lines(folder.name)
+    with only_one(folder / ".hydra" / "lock", wait=swept), own_port():
+        return run_in_sweep(config, folder, fit_and_test) if swept else fit_and_test(config)
+
+
+@contextmanager
+def only_one(lock: Path, wait: bool) -> Iterator[None]:
+    """Hold `lock`, which the system lets go of however this process ends. When another process has it, wait for that
+    or raise UserError: a sweep that was killed may have left a job that is still at work."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock)
+    try:
+        held.acquire(blocking=False)
+    except Timeout:
+        if not wait:
+            raise UserError(f"{lock.parent.parent}: another process is at this run; wait for it, or end it.") from None
+        log.info("%s: another process is at it, waiting", lock.parent.parent.name)
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def run_in_sweep(config: TrainConfig, folder: Path, train: Callable[[TrainConfig], float]) -> float:
+    """`train`, only if the job is not finished yet, and without letting an error end the other jobs; the objective."""
     status = read_run(folder).get("status")
     if status == "finished" or (status == "failed" and not config.retry_failed):
         log.info("%s: %s already, skipped", folder.name, status)
-        return stored_objective(folder)
+        return stored_objective(folder, config.objective)
     try:
         resumed = str(folder) if status in ("running", "interrupted") else None
-        return fit_and_test(replace(config, resume=resumed))
+        value = train(replace(config, resume=resumed))
+        return worst(config.objective) if math.isnan(value) else value
     except Exception as error:  # the other jobs go on; the table says what failed and why
-        log.error("%s: %s", folder.name, error if isinstance(error, UserError) else traceback.format_exc())
-        note_failure(folder, error)
+        if launched().rank == 0:
+            log.error("%s: %s", folder.name, error if isinstance(error, UserError) else traceback.format_exc())
+            note_failure(folder, error)
+        if launched().world > 1:
+            raise  # the processes are out of step: the sweep ends, and goes on when it is started again
         return worst(config.objective)
     finally:
-        write_leaderboard(folder.parent)
+        if launched().rank == 0:
+            write_leaderboard(folder.parent)
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -56,11 +99,11 @@ def read_run(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def stored_objective(folder: Path) -> float:
-    """What a finished job reached, as its sweeper was told then."""
+def stored_objective(folder: Path, objective: str) -> float:
+    """What a job that ended reached, as its sweeper was told then."""
     record = read_run(folder)
-    value = record.get("objective", {}).get("value")
-    return float(value) if value is not None else worst(str(record.get("objective", {}).get("name", "")))
+    value = record.get("objective", {}).get("value") if record["status"] == "finished" else None
+    return worst(objective) if value is None else float(value)
 
 
 def worst(objective: str) -> float:
@@ -111,33 +154,74 @@ def write_leaderboard(sweep: Path) -> list[dict[str, Any]]:
 
 
 class SweepReport(Callback):
-    """Hydra calls it: refuse another sweep's folder at the start; at the end a table, and exit code 1 on failures."""
+    """Hydra calls it: refuse another sweep's folder at the start; at the end the tables, and exit code 1."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = Path(config.hydra.sweep.dir)
-        same_sweep(folder, [str(o) for o in config.hydra.overrides.task])
+        if launched().rank > 0:
+            fall_silent()
+        if "optuna" in config.hydra.sweeper._target_:
+            quiet_optuna()
+        steps = [o for o in config.hydra.overrides.hydra if o.startswith(PROPOSES)]
+        same_sweep(Path(config.hydra.sweep.dir), [*config.hydra.overrides.task, *steps])
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        if launched().rank > 0:
+            return
         folder = Path(config.hydra.sweep.dir)
-        rows = write_leaderboard(folder)
-        for row in rows:
-            value = "" if row["value"] is None else f"{row['objective']} {row['value']:.4f}"
-            log.info("%s  %-11s %-24s %s  %s", row["job"], row["status"], value, row["overrides"], row["reason"])
-        log.info("%s", folder.resolve() / "leaderboard.csv")
-        if failed := [row["job"] for row in rows if row["status"] != "finished"]:
-            log.error("%d of %d jobs did not finish: %s", len(failed), len(rows), ", ".join(failed))
+        rows = jobs_of(folder)
+        report(folder, rows)
+        if any(row["status"] != "finished" for row in rows):
             raise SystemExit(1)
+
+
+def quiet_optuna() -> None:
+    """Its trials are shown by the runs themselves."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # speaks when it is imported
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def report(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """leaderboard.csv and the comparison of the finished runs, and both on the terminal."""
+    write_leaderboard(folder)
+    typed = [row["overrides"].split(" ") for row in rows]
+    common = set(typed[0]).intersection(*typed) if len(rows) > 1 else set()
+    for row, overrides in zip(rows, typed, strict=True):
+        value = "" if row["value"] is None else f"{row['objective']} {row['value']:.4f}"
+        own = " ".join(override for override in overrides if override not in common)
+        log.info("%s  %-11s %-24s %s  %s", row["job"], row["status"], value, own, row["reason"])
+    log.info("%s", folder.resolve() / "leaderboard.csv")
+    compare_finished(folder, rows)
+    if failed := [row["job"] for row in rows if row["status"] != "finished"]:
+        log.error("%d of %d jobs did not finish: %s", len(failed), len(rows), ", ".join(failed))
+
+
+def compare_finished(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """What `compare` says of the finished runs, ranked on validation, in <sweep>/comparison; or why it can't."""
+    done = [row for row in rows if row["status"] == "finished"]
+    if len(done) < 2:
+        log.info("no comparison: %d of %d runs finished, two are needed", len(done), len(rows))
+        return
+    metric = done[0]["objective"].removeprefix("val/")
+    runs = [str(folder / row["job"]) for row in done]
+    try:
+        compare(CompareConfig(runs, metric if metric in METRICS else "auroc", output=str(folder / "comparison")))
+    except UserError as error:
+        log.warning("no comparison: %s", error)
 
 
 def same_sweep(folder: Path, overrides: Sequence[str]) -> None:
     """Keep what the sweep was started with; raise UserError when the folder is another sweep's."""
     file = folder / "sweep.json"
-    told = sorted(o for o in overrides if not o.startswith("retry_failed="))
+    told = sorted(o for o in map(str, overrides) if not o.startswith("retry_failed="))
     if file.exists() and (was := json.loads(file.read_text())["overrides"]) != told:
         raise SystemExit(
             f"pneumonia.train: hydra.sweep.dir={folder}: another sweep is there ({' '.join(was)}); "
             "type the same settings to go on with it, or another folder."
         )
+    if launched().rank > 0:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".sweep.json.{os.getpid()}"
     temporary.write_text(json.dumps({"overrides": told}, indent=2) + "\n")

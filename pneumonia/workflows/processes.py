@@ -1,0 +1,71 @@
+"""Several processes: what started them, that they fit the machine, and that one of them speaks and writes."""
+
+import logging
+import os
+import socket
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from pneumonia.settings import TrainConfig, UserError, launched
+
+log = logging.getLogger(__name__)
+
+
+def check_launch(config: TrainConfig) -> None:
+    """Raise UserError when the settings don't fit how the processes were started; still without torch."""
+    launch, place = launched(), config.trainer
+    if launch.world > 1 and place.strategy != "ddp":
+        raise UserError(f"{launch.by} started {launch.world} processes, each would train by itself: type trainer=ddp.")
+    if launch.world > 1 and place.devices not in ("auto", str(launch.local)):
+        raise UserError(
+            f"trainer.devices={place.devices}: {launch.by} started {launch.local} processes on this machine; leave "
+            "trainer.devices out."
+        )
+    port = os.environ.get("MASTER_PORT")
+    if place.strategy == "ddp" and launch.world == 1 and port and not free(port):
+        raise UserError(f"MASTER_PORT={port} is in use: export another, or unset it for any free one.")
+
+
+def free(port: str) -> bool:
+    """Whether a process of this machine could listen at `port`."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("", int(port)))
+        except (OSError, ValueError, OverflowError):
+            return False
+        return True
+
+
+def one_at_a_time() -> bool:
+    """Whether this run has the terminal for itself: it is no job of a launcher that starts several."""
+    target = str(HydraConfig.get().launcher._target_)
+    return HydraConfig.get().mode != RunMode.MULTIRUN or target.endswith(".BasicLauncher")
+
+
+def name_lines(job: str) -> None:
+    """Begin every line on the terminal with the job that says it; its own log has no need of that."""
+    for handler in logging.getLogger().handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setFormatter(logging.Formatter(f"{job}  %(message)s"))
+
+
+def fall_silent() -> None:
+    """Of several processes the first alone speaks."""
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+
+
+@contextmanager
+def own_port() -> Iterator[None]:
+    """Lightning leaves the port it found in MASTER_PORT: the next run of a sweep must find its own."""
+    given = os.environ.get("MASTER_PORT")
+    try:
+        yield
+    finally:
+        if given is None:
+            os.environ.pop("MASTER_PORT", None)
