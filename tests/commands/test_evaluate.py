@@ -494,3 +494,20 @@ def refused(command: Command, capsys: Any, *typed: str) -> str:
     assert ending.value.code == 2
     assert "Traceback" not in told.out + told.err and told.err.startswith("pneumonia.evaluate: "), told
     return told.err
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_predictions_take_half_a_minute_and_two_gigabytes(tmp_path: Path) -> None:
+    """From predictions.csv and manifest.csv to report.html, as a process of its own."""
+    import os
+    import time
+
+    run = make_run(tmp_path / "run", rows_of(val=20_000, test=80_000))
+    start = time.monotonic()
+    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}  # as a user has it
+    process = subprocess.Popen([sys.executable, "-m", "pneumonia.evaluate", f"run={run}"], cwd=ROOT, env=env)
+    _, status, used = os.wait4(process.pid, 0)
+    seconds, gigabytes = time.monotonic() - start, used.ru_maxrss * 1024 / 1e9
+    assert status == 0 and (run / "report.html").is_file()
+    assert evidence_of(run)["splits"]["test"]["n"] == 80_000
+    assert seconds < 30 and gigabytes < 2, (seconds, gigabytes)
