@@ -195,6 +195,33 @@ def test_a_planted_leak_stops(tmp_path: Path) -> None:
     assert "1 patient stands in more than one split" in told and "1 group of exact copies stands in more" in told
 
 
+def intervals(value: Any, place: str = "") -> dict[str, list[float]]:
+    """{where it stands: [low, high]} of every interval in the evidence."""
+    if isinstance(value, dict):
+        return {k: v for name, part in value.items() for k, v in intervals(part, f"{place}/{name}").items()}
+    if isinstance(value, list) and len(value) == 2 and all(isinstance(x, float) for x in value):
+        return {place: value} if "interval" in place or "clustered" in place else {}
+    if isinstance(value, list):
+        return {k: v for n, part in enumerate(value) for k, v in intervals(part, f"{place}/{n}").items()}
+    return {}
+
+
+def test_the_level_is_that_of_every_interval(command: Command, tmp_path: Path) -> None:
+    records = [r | {"width": 80 + k % 7} for k, r in enumerate(records_of(rows_of()))]
+    run = make_run(tmp_path / "run", rows_of(), records)
+    command("evaluate", f"run={run}", QUICK, "level=0.8", "prevalence=0.2")
+    narrow = intervals(evidence_of(run))
+    page = Tags((run / "report.html").read_text()).text
+    assert "80 %" in page and "95 %" not in page and "95 %" not in (run / "report.md").read_text()
+    command("evaluate", f"run={run}", QUICK, "level=0.99", "prevalence=0.2")
+    wide = intervals(evidence_of(run))
+    for part in ("splits", "drift", "subgroups", "abstention"):
+        assert any(place.startswith(f"/{part}") for place in wide), part
+    assert len(wide) > 100 and wide.keys() == narrow.keys()
+    for place, (low, high) in narrow.items():
+        assert high - low < wide[place][1] - wide[place][0] or low == high, place
+
+
 def test_near_copies_across_splits_stop_and_a_run_without_them_names_the_command(
     command: Command, tmp_path: Path, weighed: Path
 ) -> None:
