@@ -1,5 +1,7 @@
 """python -m pneumonia.compare: rank runs on validation, test them against the best."""
 
+import os
+
 from pneumonia.config import run_command
 from pneumonia.settings import CompareConfig
 
@@ -17,6 +19,7 @@ def task(config: CompareConfig) -> None:
 
 
 def main() -> None:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the bootstrap's products are thin: threads only wait
     run_command("compare", task, check)
 
 

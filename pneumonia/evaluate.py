@@ -1,5 +1,7 @@
 """python -m pneumonia.evaluate: what a run is worth, with intervals, on one page (no model, no torch)."""
 
+import os
+
 from pneumonia.config import run_command
 from pneumonia.settings import EvaluateConfig
 
@@ -17,6 +19,7 @@ def task(config: EvaluateConfig) -> None:
 
 
 def main() -> None:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the bootstrap's products are thin: threads only wait
     run_command("evaluate", task, check)
 
 

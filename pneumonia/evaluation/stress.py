@@ -102,6 +102,8 @@ def stress_table(
     known = {found.name: found.auroc.value for found in others if found.auroc.value is not None}
     mean = float(np.mean(list(known.values()))) if known else None
     interval = percentile_interval(np.mean(drawn[1:], axis=0), level)
+    if interval and interval[0] == interval[1]:  # every row ranks perfectly in every resample: nothing tells the width
+        interval = None
     worst = min(known, key=lambda name: known[name], default=None)
     return Stress(float(threshold), clean, tuple(others), Estimate(mean, interval, truth.size), worst)
 

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ class Source:
         """The run's data settings; those that its version did not know are at their default."""
         return data_settings(self.config)
 
-    @property
+    @cached_property
     def credit(self) -> str:
         """Whom to name as the films' source; nobody where it is not known."""
         if not self.config:

@@ -195,6 +195,33 @@ def test_a_planted_leak_stops(tmp_path: Path) -> None:
     assert "1 patient stands in more than one split" in told and "1 group of exact copies stands in more" in told
 
 
+def intervals(value: Any, place: str = "") -> dict[str, list[float]]:
+    """{where it stands: [low, high]} of every interval in the evidence."""
+    if isinstance(value, dict):
+        return {k: v for name, part in value.items() for k, v in intervals(part, f"{place}/{name}").items()}
+    if isinstance(value, list) and len(value) == 2 and all(isinstance(x, float) for x in value):
+        return {place: value} if "interval" in place or "clustered" in place else {}
+    if isinstance(value, list):
+        return {k: v for n, part in enumerate(value) for k, v in intervals(part, f"{place}/{n}").items()}
+    return {}
+
+
+def test_the_level_is_that_of_every_interval(command: Command, tmp_path: Path) -> None:
+    records = [r | {"width": 80 + k % 7} for k, r in enumerate(records_of(rows_of()))]
+    run = make_run(tmp_path / "run", rows_of(), records)
+    command("evaluate", f"run={run}", QUICK, "level=0.8", "prevalence=0.2")
+    narrow = intervals(evidence_of(run))
+    page = Tags((run / "report.html").read_text()).text
+    assert "80 %" in page and "95 %" not in page and "95 %" not in (run / "report.md").read_text()
+    command("evaluate", f"run={run}", QUICK, "level=0.99", "prevalence=0.2")
+    wide = intervals(evidence_of(run))
+    for part in ("splits", "drift", "subgroups", "abstention"):
+        assert any(place.startswith(f"/{part}") for place in wide), part
+    assert len(wide) > 100 and wide.keys() == narrow.keys()
+    for place, (low, high) in narrow.items():
+        assert high - low < wide[place][1] - wide[place][0] or low == high, place
+
+
 def test_near_copies_across_splits_stop_and_a_run_without_them_names_the_command(
     command: Command, tmp_path: Path, weighed: Path
 ) -> None:
@@ -494,3 +521,20 @@ def refused(command: Command, capsys: Any, *typed: str) -> str:
     assert ending.value.code == 2
     assert "Traceback" not in told.out + told.err and told.err.startswith("pneumonia.evaluate: "), told
     return told.err
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_predictions_take_half_a_minute_and_two_gigabytes(tmp_path: Path) -> None:
+    """From predictions.csv and manifest.csv to report.html, as a process of its own."""
+    import os
+    import time
+
+    run = make_run(tmp_path / "run", rows_of(val=20_000, test=80_000))
+    start = time.monotonic()
+    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}  # as a user has it
+    process = subprocess.Popen([sys.executable, "-m", "pneumonia.evaluate", f"run={run}"], cwd=ROOT, env=env)
+    _, status, used = os.wait4(process.pid, 0)
+    seconds, gigabytes = time.monotonic() - start, used.ru_maxrss * 1024 / 1e9
+    assert status == 0 and (run / "report.html").is_file()
+    assert evidence_of(run)["splits"]["test"]["n"] == 80_000
+    assert seconds < 30 and gigabytes < 2, (seconds, gigabytes)

@@ -3,7 +3,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from pneumonia.evaluation import stress as room
-from pneumonia.evaluation.stress import CORRUPTIONS, corrupted, stress, stress_scores
+from pneumonia.evaluation.stress import CORRUPTIONS, corrupted, stress, stress_scores, stress_table
 
 
 @pytest.fixture
@@ -105,6 +105,12 @@ def test_the_figures_are_those_of_the_libraries_and_level_widens_them(films, lab
             low, high = getattr(row, key).interval
             assert getattr(wider, key).interval[0] <= low <= high <= getattr(wider, key).interval[1]
     assert wide.mean.interval[0] < found.mean.interval[0] < found.mean.interval[1] < wide.mean.interval[1]
+
+
+def test_a_perfect_model_is_not_certain(label):
+    found = stress_table(dict.fromkeys(("as_is", *CORRUPTIONS), label * 0.8 + 0.1), label, 0.5, resamples=100)
+    assert found.mean.value == 1 and found.mean.interval is None
+    assert all(row.auroc.interval[0] < 1 for row in found.rows)
 
 
 def test_batches_are_small_and_change_nothing(films, label, monkeypatch):
