@@ -26,9 +26,12 @@ THRESHOLD = 0.5
 def predict(
     classifier: Classifier, datamodule: FilmDataModule, films: Films, splits: Sequence[str], trainer: L.Trainer
 ) -> list[dict[str, Any]]:
-    """The rows of predictions.csv for `splits`, in record order, whatever the order of the loaders."""
+    """The rows of predictions.csv for `splits`, in record order, whatever the order of the loaders.
+
+    In full precision, as `predict` computes later, whatever the training's: bfloat16 has 8 bits, and would tie films.
+    """
     judge = L.Trainer(
-        accelerator=trainer.accelerator, devices=1, precision=trainer.precision,
+        accelerator=trainer.accelerator, devices=1, precision="32-true",
         limit_predict_batches=trainer.limit_predict_batches, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, plugins=[LightningEnvironment()],
     )  # fmt: skip

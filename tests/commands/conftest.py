@@ -15,7 +15,11 @@ def run(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("outputs") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder.parent)
-        arguments = [*SMALL, f"data.root={phantoms}", "epochs=2", "objective=val/auroc", f"hydra.run.dir={folder}"]
+        arguments = [*SMALL, f"data.root={phantoms}", "epochs=2", "objective=val/auroc"]
+        arguments += [
+            "trainer.precision=bf16-mixed",
+            f"hydra.run.dir={folder}",
+        ]  # predictions are in full precision all the same
         patch.setattr("sys.argv", ["pneumonia.train", *arguments])
         main()
     return folder
