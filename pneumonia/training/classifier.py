@@ -19,7 +19,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from pneumonia.build import build
 from pneumonia.data.dataset import Batch
-from pneumonia.training.mixing import Mix
+from pneumonia.training.mixing import BORDER, Mix
 from pneumonia.training.schedules import Factor
 
 
@@ -144,12 +144,15 @@ class Classifier(L.LightningModule):
 
 
 def standardized(grey: Tensor) -> Tensor:
-    """[N, 1, S, S] in [0, 1] -> the same, each film with mean 1/2 and standard deviation 1/6, cut at three of them.
+    """[N, 1, S, S] in [0, 1] -> the same; each centre has mean 1/2 and standard deviation 1/6, cut at three of them.
 
-    What differs between machines by exposure and contrast is gone; a blank film becomes 1/2.
+    What differs between machines by exposure and contrast is gone. The margins have no say: a white frame or a black
+    page changes nothing within. A blank film becomes 1/2.
     """
-    mean = grey.mean((1, 2, 3), keepdim=True)
-    std = grey.std((1, 2, 3), correction=0, keepdim=True).clamp(min=1e-3)
+    height, width = (round(BORDER * side) for side in grey.shape[-2:])
+    centre = grey[:, :, height : grey.shape[-2] - height, width : grey.shape[-1] - width]
+    mean = centre.mean((1, 2, 3), keepdim=True)
+    std = centre.std((1, 2, 3), correction=0, keepdim=True).clamp(min=1e-3)
     return ((grey - mean) / (6 * std) + 0.5).clamp(0, 1)
 
 

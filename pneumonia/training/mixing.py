@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-BORDER = 0.15  # share of each side that is left of a film whose centre is blanked, as in the shortcut audit
+BORDER = 0.15  # share of each side that is border, as in the shortcut audit
 GREY = 128.0  # what takes the place of the centre: one value for all films, since a film's own mean tells its exposure
 
 
@@ -12,7 +12,8 @@ class Mix(nn.Module):
 
     mixup      Zhang et al. 2018, arXiv:1710.09412, by torchvision; 0: none.
     cutmix     Yun et al. 2019, arXiv:1905.04899, by torchvision; 0: none. With both, half of the batches get each.
-    border_out share of the batch whose border is blanked, its target kept: the lungs must be enough.
+    border_out share of the batch whose border becomes one grey, drawn for each film, its target kept: the lungs must be
+               enough, whatever frame or page is around them.
     lungs_out  share of the batch whose centre is blanked and whose target is 1/2: where there are no lungs there is
                nothing to call. It takes away the reward for reading the border of a film, by which two hospitals' or
                two machines' films differ (the lungs-out test of Maguolo and Nanni 2021, arXiv:2004.12823, as training).
@@ -43,13 +44,15 @@ class Mix(nn.Module):
         draw = torch.rand(len(film), device=film.device)
         without_lungs = draw < self.lungs_out
         without_border = (draw >= self.lungs_out) & (draw < self.lungs_out + self.border_out)
-        return blanked(film, without_lungs, without_border), torch.where(without_lungs, 0.5, target)
+        film = torch.where(without_lungs.view(-1, 1, 1, 1) & centre_of(film), GREY, film)
+        frame = 255 * torch.rand(len(film), 1, 1, 1, device=film.device)
+        film = torch.where(without_border.view(-1, 1, 1, 1) & ~centre_of(film), frame, film)
+        return film, torch.where(without_lungs, 0.5, target)
 
 
-def blanked(film: Tensor, without_lungs: Tensor, without_border: Tensor) -> Tensor:
-    """`film` [N, 1, S, S] with its centre or its border (bool [N] each) at one grey."""
+def centre_of(film: Tensor) -> Tensor:
+    """bool [S, S]: what is no border of films [N, 1, S, S]."""
     centre = torch.zeros(film.shape[-2:], dtype=torch.bool, device=film.device)
     rows, columns = (slice(round(BORDER * side), side - round(BORDER * side)) for side in film.shape[-2:])
     centre[rows, columns] = True
-    hidden = (without_lungs.view(-1, 1, 1, 1) & centre) | (without_border.view(-1, 1, 1, 1) & ~centre)
-    return torch.where(hidden, GREY, film)
+    return centre
