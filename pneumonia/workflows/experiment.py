@@ -1,5 +1,7 @@
 """Train, test and monitor one model: what `python -m pneumonia.train` does from start to end."""
 
+import contextlib
+import errno
 import logging
 import math
 import os
@@ -52,6 +54,8 @@ from pneumonia.workflows.resume import Place, place_of, refuse_other_films
 
 log = logging.getLogger(__name__)
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 def fit_and_test(config: TrainConfig) -> float:
     """Fit, predict val and test with the best weights, and leave a run folder that explains itself; the objective."""
@@ -85,7 +89,8 @@ def fit_and_test(config: TrainConfig) -> float:
         raise SystemExit(143 if isinstance(error, SIGTERMException) else 130) from None
     except BaseException as error:
         told = of_child(error)
-        record.end("failed", f"{type(told).__name__}: {told}")
+        with contextlib.suppress(OSError):  # a full disk takes no run.json either
+            record.end("failed", f"{type(told).__name__}: {told}")
         if told is error:
             raise
         raise told from None
@@ -157,7 +162,7 @@ def build_trainer(config: TrainConfig, folder: Path, begin: Place) -> L.Trainer:
             name="tensorboard",
             version="",
             default_hp_metric=False,
-            purge_step=begin.step if begin.checkpoint else None,
+            purge_step=None if config.resume is None else begin.step,
         ),
         callbacks=callbacks(config, folder),
         plugins=[AtomicCheckpointIO(), environment(launch)],
@@ -307,9 +312,11 @@ def log_table(metrics: dict[str, dict[str, Any]]) -> None:
 def of_child(error: BaseException) -> BaseException:
     """A user's error that was raised in a spawned process comes wrapped in that process's traceback: its own line.
 
-    So does a port that another program took.
+    A full disk and a port that another program took are a user's to mend, too.
     """
     text = str(error)
+    if isinstance(error, OSError) and error.errno in FULL:
+        return UserError(f"The run can't be written on ({error}): make room, then go on with resume=last.")
     if "EADDRINUSE" in text:
         return UserError(f"MASTER_PORT={os.environ.get('MASTER_PORT')} is in use: export another, or unset it.")
     own = re.search(r"\npneumonia\.\S+\.(?:UserError|NonFiniteLoss): (.*)", text, re.DOTALL)

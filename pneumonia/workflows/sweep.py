@@ -76,8 +76,7 @@ def run_in_sweep(config: TrainConfig, folder: Path, train: Callable[[TrainConfig
         log.info("%s: %s already, skipped", folder.name, status)
         return stored_objective(folder, config.objective)
     try:
-        resumed = str(folder) if status in ("running", "interrupted") else None
-        value = train(replace(config, resume=resumed))
+        value = train(replace(config, resume=str(folder) if status else None))
         return worst(config.objective) if math.isnan(value) else value
     except Exception as error:  # the other jobs go on; the table says what failed and why
         if launched().rank == 0:

@@ -1,5 +1,6 @@
 """Several processes and launchers: one folder, one writer, one voice, and a line for each way to start them wrongly."""
 
+import errno
 import json
 import os
 import socket
@@ -94,6 +95,15 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
         uses_gpu(TrainerConfig(devices="3", strategy="ddp"), Launch())
 
 
+def test_a_full_disk_and_a_taken_port_are_told_in_a_users_words() -> None:
+    from pneumonia.workflows.experiment import of_child
+
+    assert "make room" in str(of_child(OSError(errno.ENOSPC, "No space left on device")))
+    assert "is in use" in str(of_child(RuntimeError("The server socket has failed to listen, EADDRINUSE")))
+    other = OSError(errno.EIO, "Input/output error")
+    assert of_child(other) is other
+
+
 def test_one_process_at_a_time_is_at_a_run(tmp_path: Path) -> None:
     lock = tmp_path / "run" / ".hydra" / "lock"
     taken = pytest.raises(UserError, match="another process is at this run")
@@ -110,13 +120,7 @@ def test_torchrun_and_srun_leave_what_spawned_processes_leave(phantoms: Path, tm
         return ["-m", "pneumonia.train", *GLOO, f"data.root={phantoms}", f"hydra.run.dir={tmp_path / name}"]
 
     subprocess.run([sys.executable, *typed("spawned"), "trainer.devices=2"], check=True, cwd=tmp_path)
-    done = subprocess.run(
-        [BIN / "torchrun", "--nproc-per-node=2", *typed("torchrun")],
-        check=True,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    done = subprocess.run([*TORCHRUN, *typed("torchrun")], check=True, cwd=tmp_path, capture_output=True, text=True)
     assert "an effective batch of 32" in done.stdout and done.stdout.count("epoch 1/2") == 1
     tasks = [
         subprocess.Popen([sys.executable, *typed("srun")], env=os.environ | srun(rank), cwd=tmp_path) for rank in (0, 1)
@@ -129,9 +133,7 @@ def test_torchrun_and_srun_leave_what_spawned_processes_leave(phantoms: Path, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "start", [[sys.executable], [str(BIN / "torchrun"), "--nproc-per-node=2"]], ids=["spawn", "torchrun"]
-)
+@pytest.mark.parametrize("start", [[sys.executable], TORCHRUN], ids=["spawn", "torchrun"])
 def test_a_sweep_of_several_processes_lands_in_one_folder_and_skips_what_is_finished(
     phantoms: Path, tmp_path: Path, start: list[str]
 ) -> None:
@@ -148,13 +150,7 @@ def test_a_sweep_of_several_processes_lands_in_one_folder_and_skips_what_is_fini
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_trials_at_once_end_as_trials_in_turn(phantoms: Path, tmp_path: Path, launcher: str) -> None:
-    small = (
-        "trainer=cpu",
-        "data.image_size=32",
-        "data.batch_size=16",
-        "epochs=2",
-        "optimizer.lr=0.001,1e38,0.002,0.003",
-    )
+    small = ("trainer=cpu", "data.image_size=32", "data.batch_size=16", "epochs=2", "optimizer.lr=0.001,1e38,0.002")
     in_turn, at_once = tmp_path / "in_turn", tmp_path / "at_once"
     assert start_sweep(phantoms, in_turn, *small).wait(300) == 1
     assert start_sweep(phantoms, at_once, *small, f"hydra/launcher={launcher}").wait(300) == 1
