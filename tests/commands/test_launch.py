@@ -104,7 +104,8 @@ def test_a_full_disk_and_a_taken_port_are_told_in_a_users_words() -> None:
     assert of_child(other) is other
 
 
-def test_one_process_at_a_time_is_at_a_run(tmp_path: Path) -> None:
+def test_one_process_at_a_time_is_at_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pneumonia.workflows.sweep.GRACE", 0.1)
     lock = tmp_path / "run" / ".hydra" / "lock"
     taken = pytest.raises(UserError, match="another process is at this run")
     with only_one(lock, wait=False), taken, only_one(lock, wait=False):
