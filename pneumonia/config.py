@@ -126,7 +126,7 @@ def explain(name: str, error: Exception, overrides: Sequence[str]) -> str:
     known = list(setting_names(base)) if base is not None else []
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
-        if key not in known and not key.startswith("hydra"):
+        if key not in (*known, *groups(name)) and not key.startswith("hydra"):
             return f"{override}: there is no setting {key}{nearest(key, known) or '; see --help for the list'}"
     cause = str(error.__cause__ or error).splitlines()[0]
     culprit = next((o for o in overrides if o.partition("=")[2] and f"'{o.partition('=')[2]}'" in cause), "")
