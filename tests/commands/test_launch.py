@@ -3,9 +3,11 @@
 import errno
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -131,6 +133,21 @@ def test_torchrun_and_srun_leave_what_spawned_processes_leave(phantoms: Path, tm
         spawned = (tmp_path / "spawned" / name).read_bytes()
         assert spawned == (tmp_path / "torchrun" / name).read_bytes() == (tmp_path / "srun" / name).read_bytes()
     assert sorted(entry.name for entry in tmp_path.iterdir() if entry.is_dir()) == ["spawned", "srun", "torchrun"]
+
+
+@pytest.mark.slow
+def test_processes_that_get_sigterm_leave_a_run_that_goes_on(phantoms: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    typed = ["-m", "pneumonia.train", *GLOO, "epochs=40", f"data.root={phantoms}", f"hydra.run.dir={run}"]
+    started = subprocess.Popen([*TORCHRUN, *typed], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 100
+    while not (run / "metrics.csv").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    started.send_signal(signal.SIGTERM)
+    started.wait(60)
+    assert status(run) == "interrupted"
+    subprocess.run([*TORCHRUN, "-m", "pneumonia.train", f"resume={run}"], check=True, cwd=tmp_path)
+    assert status(run) == "finished" and len((run / "metrics.csv").read_text().splitlines()) == 41
 
 
 @pytest.mark.slow
