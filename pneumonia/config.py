@@ -399,7 +399,11 @@ def hand_to_hydra(name: str, task: Callable[[Any], Any]) -> None:
                 log.error("pneumonia.%s: %s", name, plain(error))
             raise SystemExit(2) from None
 
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
+    except KeyboardInterrupt:  # outside a training, which says itself how it goes on
+        print(f"pneumonia.{name}: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def plain(error: UserError) -> str:

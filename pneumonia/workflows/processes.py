@@ -1,8 +1,11 @@
 """Several processes: what started them, that they fit the machine, and that one of them speaks and writes."""
 
+import ctypes
 import logging
 import os
+import signal
 import socket
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +16,8 @@ from hydra.types import RunMode
 from pneumonia.settings import TrainConfig, UserError, launched
 
 log = logging.getLogger(__name__)
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def check_launch(config: TrainConfig) -> None:
@@ -52,6 +57,12 @@ def name_lines(job: str) -> None:
     for handler in logging.getLogger().handlers:
         if type(handler) is logging.StreamHandler:
             handler.setFormatter(logging.Formatter(f"{job}  %(message)s"))
+
+
+def end_with_sweep() -> None:
+    """A trial of joblib gets SIGTERM when its sweep is gone (Linux): one that was killed leaves no processes behind."""
+    if sys.platform == "linux" and str(HydraConfig.get().launcher._target_).endswith(".JoblibLauncher"):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def fall_silent() -> None:

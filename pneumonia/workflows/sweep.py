@@ -27,7 +27,7 @@ from yaml import YAMLError
 from pneumonia.evaluation.metrics import METRICS
 from pneumonia.settings import CompareConfig, TrainConfig, UserError, launched
 from pneumonia.workflows.comparison import compare
-from pneumonia.workflows.processes import fall_silent, name_lines, one_at_a_time, own_port
+from pneumonia.workflows.processes import end_with_sweep, fall_silent, name_lines, one_at_a_time, own_port
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ def run_job(config: TrainConfig) -> float:
         return run_in_sweep(config, folder, fit_and_test) if swept else fit_and_test(config)
     if not one_at_a_time():
         name_lines(folder.name)
+        end_with_sweep()
     with only_one(folder / ".hydra" / "lock", wait=swept), own_port():
         return run_in_sweep(config, folder, fit_and_test) if swept else fit_and_test(config)
 
@@ -177,7 +178,9 @@ class SweepReport(Callback):
         if "optuna" in config.hydra.sweeper._target_:
             quiet_optuna()
         steps = [o for o in config.hydra.overrides.hydra if o.startswith(PROPOSES)]
-        same_sweep(Path(config.hydra.sweep.dir), [*config.hydra.overrides.task, *steps])
+        folder = Path(config.hydra.sweep.dir)
+        same_sweep(folder, [*config.hydra.overrides.task, *steps])
+        log.info("sweep in %s; broken off, it goes on with the same settings and hydra.sweep.dir=%s", folder, folder)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if launched().rank > 0:
