@@ -59,10 +59,19 @@ def name_lines(job: str) -> None:
             handler.setFormatter(logging.Formatter(f"{job}  %(message)s"))
 
 
-def end_with_sweep() -> None:
-    """A trial of joblib gets SIGTERM when its sweep is gone (Linux): one that was killed leaves no processes behind."""
-    if sys.platform == "linux" and str(HydraConfig.get().launcher._target_).endswith(".JoblibLauncher"):
+@contextmanager
+def ending_with_sweep() -> Iterator[None]:
+    """A trial of joblib gets SIGTERM when its sweep is gone (Linux), and its process ends then: none is left behind."""
+    parent = os.getppid()
+    ends = sys.platform == "linux" and str(HydraConfig.get().launcher._target_).endswith(".JoblibLauncher")
+    if ends:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if ends and os.getppid() != parent:
+            logging.shutdown()
+            os._exit(143)
 
 
 def fall_silent() -> None:

@@ -27,7 +27,7 @@ from yaml import YAMLError
 from pneumonia.evaluation.metrics import METRICS
 from pneumonia.settings import CompareConfig, TrainConfig, UserError, launched
 from pneumonia.workflows.comparison import compare
-from pneumonia.workflows.processes import end_with_sweep, fall_silent, name_lines, one_at_a_time, own_port
+from pneumonia.workflows.processes import ending_with_sweep, fall_silent, name_lines, one_at_a_time, own_port
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +49,7 @@ def run_job(config: TrainConfig) -> float:
         return run_in_sweep(config, folder, fit_and_test) if swept else fit_and_test(config)
     if not one_at_a_time():
         name_lines(folder.name)
-        end_with_sweep()
-    with only_one(folder / ".hydra" / "lock", wait=swept), own_port():
+    with only_one(folder / ".hydra" / "lock", wait=swept), own_port(), ending_with_sweep():
         return run_in_sweep(config, folder, fit_and_test) if swept else fit_and_test(config)
 
 

@@ -183,3 +183,24 @@ def test_trials_at_once_end_as_trials_in_turn(phantoms: Path, tmp_path: Path, la
     threads = [json.loads((at_once / job / "run.json").read_text())["machine"]["threads"] for job, *_ in named[0]]
     assert launcher != "joblib" or max(threads) <= max(1, (os.cpu_count() or 1) // 2)
     assert all(status(at_once / job) == how for job, how, _ in named[0])
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_of_trials_at_once_leaves_no_process_and_goes_on(phantoms: Path, tmp_path: Path) -> None:
+    typed = ("trainer=cpu", "data.image_size=32", "epochs=40", "seed=1,2,3", "hydra/launcher=joblib")
+    sweep = tmp_path / "sweep"
+    started = start_sweep(phantoms, sweep, *typed)
+    end = time.monotonic() + 100
+    while len(list(sweep.glob("*/metrics.csv"))) < 2 and time.monotonic() < end:
+        time.sleep(0.05)
+    started.send_signal(signal.SIGKILL)
+    started.wait()
+    begun = list(attempts(sweep))
+    for job in begun:
+        with only_one(sweep / job / ".hydra" / "lock", wait=True):  # let go of when its process has ended
+            assert status(sweep / job) == "interrupted"
+    assert start_sweep(phantoms, sweep, *typed).wait(300) == 0
+    assert {job: len(when) for job, when in attempts(sweep).items()} == {
+        job: 2 if job in begun else 1 for job in attempts(sweep)
+    }
+    assert all(len(file.read_text().splitlines()) == 41 for file in sweep.glob("*/metrics.csv"))
