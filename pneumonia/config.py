@@ -32,6 +32,7 @@ OPEN = ("model", "optimizer", "schedule", "augment", "attribution", "attribution
 ELSEWHERE = "Set hydra.run.dir=/a/writable/folder."
 EXTRAS = {  # what is typed: (the package it needs, the extra that brings it)
     "search": ("hydra-optuna-sweeper", "optuna"),
+    "hydra/sweeper=optuna": ("hydra-optuna-sweeper", "optuna"),
     "hydra/launcher=joblib": ("hydra-joblib-launcher", "joblib"),
     "hydra/launcher=submitit_slurm": ("hydra-submitit-launcher", "slurm"),
     "hydra/launcher=submitit_local": ("hydra-submitit-launcher", "slurm"),
@@ -125,7 +126,7 @@ def explain(name: str, error: Exception, overrides: Sequence[str]) -> str:
     known = list(setting_names(base)) if base is not None else []
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
-        if key not in known and not key.startswith("hydra"):
+        if key not in (*known, *groups(name)) and not key.startswith("hydra"):
             return f"{override}: there is no setting {key}{nearest(key, known) or '; see --help for the list'}"
     cause = str(error.__cause__ or error).splitlines()[0]
     culprit = next((o for o in overrides if o.partition("=")[2] and f"'{o.partition('=')[2]}'" in cause), "")
@@ -319,13 +320,21 @@ def run_command(
         try:
             sys.argv[1:] = prepare_arguments(name, resolve(arguments), check)
         except UserError as error:
-            if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":  # one voice of several processes
+            if speaks():
                 print(f"pneumonia.{name}: {error}", file=sys.stderr)
             raise SystemExit(2) from None
     try:
         hand_to_hydra(name, task)
     finally:
         sys.argv[1:] = arguments
+
+
+def speaks() -> bool:
+    """Whether this process is the one of several that tells a mistake."""
+    try:
+        return launched().rank == 0
+    except UserError:
+        return os.environ.get("SLURM_PROCID") == "0"
 
 
 def prepare_arguments(name: str, arguments: list[str], check: Callable[[Any], None] | None) -> list[str]:
@@ -380,7 +389,7 @@ def hand_to_hydra(name: str, task: Callable[[Any], Any]) -> None:
         except UserError as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
-            if launched().rank > 0:
+            if not speaks():
                 raise SystemExit(2) from None
             # Without an output_subdir there is no run folder: the command runs in the user's own, not to be removed.
             own = HydraConfig.get().output_subdir is None
@@ -390,7 +399,11 @@ def hand_to_hydra(name: str, task: Callable[[Any], Any]) -> None:
                 log.error("pneumonia.%s: %s", name, plain(error))
             raise SystemExit(2) from None
 
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
+    except KeyboardInterrupt:  # outside a training, which says itself how it goes on
+        print(f"pneumonia.{name}: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def plain(error: UserError) -> str:

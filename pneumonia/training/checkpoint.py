@@ -30,6 +30,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             if target.name == "last.ckpt" and target.exists():
                 os.replace(target, target.with_name("previous.ckpt"))  # what resuming falls back to
             os.replace(temporary, target)
+        except (OSError, RuntimeError) as error:  # torch has its own kind for a write that failed
+            raise UserError(
+                f"{target} can't be written ({error}): make room, then go on with resume={target.parent.parent}; "
+                "the checkpoint before it is whole."
+            ) from error
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -1,12 +1,16 @@
 """Train, test and monitor one model: what `python -m pneumonia.train` does from start to end."""
 
+import contextlib
+import errno
 import logging
 import math
 import os
 import re
+import signal
 import sys
 import warnings
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import lightning as L
@@ -54,6 +58,8 @@ from pneumonia.workflows.resume import Place, place_of, refuse_other_films
 
 log = logging.getLogger(__name__)
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 def fit_and_test(config: TrainConfig) -> float:
     """Fit, predict val and test with the best weights, and leave a run folder that explains itself; the objective."""
@@ -69,9 +75,8 @@ def fit_and_test(config: TrainConfig) -> float:
         refuse_other_films(folder, films.records)
         place = place_of(folder)
     trainer = build_trainer(config, folder, place)
-    if launched().rank > 0:  # it trains its share of the films; the first process writes, speaks and tests
-        trainer.fit(classifier, datamodule, ckpt_path=place.checkpoint, weights_only=True)
-        return math.nan
+    if launched().rank > 0:
+        return follow(classifier, datamodule, trainer, place)
     say_processes(config, trainer)
     record = start_record(config, folder, films, classifier, trainer)
     try:
@@ -80,15 +85,8 @@ def fit_and_test(config: TrainConfig) -> float:
         trainer.fit(classifier, datamodule, ckpt_path=place.checkpoint, weights_only=True)
         objective = test_best(config, folder, films, datamodule, trainer, record)
         write_audit(folder, films)
-    except (KeyboardInterrupt, SystemExit) as error:
-        record.end("interrupted", "SIGTERM" if isinstance(error, SIGTERMException) else "SIGINT")
-        last = folder / "checkpoints" / "last.ckpt"
-        kept = f"{last} holds the last whole epoch" if last.exists() else "no epoch was finished"
-        log.warning('Interrupted; %s. "resume=%s" goes on.', kept, quoted(folder))
-        raise SystemExit(143 if isinstance(error, SIGTERMException) else 130) from None
     except BaseException as error:
-        told = of_child(error)
-        record.end("failed", f"{type(told).__name__}: {told}")
+        told = ending(error, trainer, folder, record)
         if told is error:
             raise
         raise told from None
@@ -96,6 +94,53 @@ def fit_and_test(config: TrainConfig) -> float:
     log.info("%s", folder)
     after_training(folder)
     return objective
+
+
+def follow(classifier: Classifier, datamodule: FilmDataModule, trainer: L.Trainer, place: Place) -> float:
+    """What the other processes do: train their share of the films. The first one writes, speaks and tests."""
+    try:
+        trainer.fit(classifier, datamodule, ckpt_path=place.checkpoint, weights_only=True)
+    except BaseException as error:
+        if signal_of(error, trainer):
+            raise SystemExit(143) from None
+        raise
+    return math.nan
+
+
+def ending(error: BaseException, trainer: L.Trainer, folder: Path, record: RunRecord) -> BaseException:
+    """Write down that the run was interrupted or failed, say how it goes on, and give what is to be raised."""
+    if name := signal_of(error, trainer):
+        record.end("interrupted", name)
+        last = folder / "checkpoints" / "last.ckpt"
+        kept = f"{last} holds the last whole epoch" if last.exists() else "no epoch was finished"
+        log.warning('Interrupted; %s. "resume=%s" goes on.', kept, quoted(folder))
+        return SystemExit(143 if name == "SIGTERM" else 130)
+    told = of_child(error)
+    with contextlib.suppress(OSError):  # a full disk takes no run.json either
+        record.end("failed", f"{type(told).__name__}: {told}")
+    return told
+
+
+def signal_of(error: BaseException, trainer: L.Trainer) -> str:
+    """What interrupted the run: a signal, or the end of another of its processes, which may have had it first."""
+    if trainer.received_sigterm or isinstance(error, SIGTERMException):
+        return "SIGTERM"
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return "SIGINT"
+    return "another process ended" if launched().world > 1 and " by peer" in str(error) else ""
+
+
+class EndAtOnce(L.Callback):
+    """Of several processes each ends at its own SIGTERM, which torchrun and srun send to all of them.
+
+    Lightning's handler tells the others by a collective, in the midst of another one, and may hang there.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        signal.signal(signal.SIGTERM, self.end)
+
+    def end(self, number: int, frame: FrameType | None) -> None:
+        raise SIGTERMException
 
 
 def say_processes(config: TrainConfig, trainer: L.Trainer) -> None:
@@ -162,7 +207,7 @@ def build_trainer(config: TrainConfig, folder: Path, begin: Place) -> L.Trainer:
             name="tensorboard",
             version="",
             default_hp_metric=False,
-            purge_step=begin.step if begin.checkpoint else None,
+            purge_step=None if config.resume is None else begin.step,
         ),
         callbacks=callbacks(config, folder),
         plugins=[AtomicCheckpointIO(), environment(launch)],
@@ -197,6 +242,8 @@ def callbacks(config: TrainConfig, folder: Path) -> list[L.Callback]:
         chosen.append(TQDMProgressBar(refresh_rate=5))
     if config.trainer.strategy == "ddp" and launched().world == 1:
         chosen.append(SpeakInChild(folder / "train.log"))
+    if launched().world > 1:
+        chosen.append(EndAtOnce())
     if config.unfreeze_epoch is not None:
         chosen.append(UnfreezeAt(config.unfreeze_epoch))
     if config.stop_on is not None:
@@ -314,9 +361,11 @@ def log_table(metrics: dict[str, dict[str, Any]]) -> None:
 def of_child(error: BaseException) -> BaseException:
     """A user's error that was raised in a spawned process comes wrapped in that process's traceback: its own line.
 
-    So does a port that another program took.
+    A full disk and a port that another program took are a user's to mend, too.
     """
     text = str(error)
+    if isinstance(error, OSError) and error.errno in FULL:
+        return UserError(f"The run can't be written on ({error}): make room, then go on with resume=last.")
     if "EADDRINUSE" in text:
         return UserError(f"MASTER_PORT={os.environ.get('MASTER_PORT')} is in use: export another, or unset it.")
     own = re.search(r"\npneumonia\.\S+\.(?:UserError|NonFiniteLoss): (.*)", text, re.DOTALL)

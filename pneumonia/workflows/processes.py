@@ -1,8 +1,11 @@
 """Several processes: what started them, that they fit the machine, and that one of them speaks and writes."""
 
+import ctypes
 import logging
 import os
+import signal
 import socket
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +16,8 @@ from hydra.types import RunMode
 from pneumonia.settings import TrainConfig, UserError, launched
 
 log = logging.getLogger(__name__)
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def check_launch(config: TrainConfig) -> None:
@@ -52,6 +57,21 @@ def name_lines(job: str) -> None:
     for handler in logging.getLogger().handlers:
         if type(handler) is logging.StreamHandler:
             handler.setFormatter(logging.Formatter(f"{job}  %(message)s"))
+
+
+@contextmanager
+def ending_with_sweep() -> Iterator[None]:
+    """A trial of joblib gets SIGTERM when its sweep is gone (Linux), and its process ends then: none is left behind."""
+    parent = os.getppid()
+    ends = sys.platform == "linux" and str(HydraConfig.get().launcher._target_).endswith(".JoblibLauncher")
+    if ends:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if ends and os.getppid() != parent:
+            logging.shutdown()
+            os._exit(143)
 
 
 def fall_silent() -> None:

@@ -15,20 +15,23 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from pneumonia.evaluation.metrics import METRICS
 from pneumonia.settings import CompareConfig, TrainConfig, UserError, launched
 from pneumonia.workflows.comparison import compare
-from pneumonia.workflows.processes import fall_silent, name_lines, one_at_a_time, own_port
+from pneumonia.workflows.processes import ending_with_sweep, fall_silent, name_lines, one_at_a_time, own_port
 
 log = logging.getLogger(__name__)
 
+GRACE = 15.0  # seconds; a loader looks after its run every 5
 PROPOSES = ("hydra.sweeper.n_jobs", "hydra.sweeper.sampler", "hydra.sweeper.params", "hydra.launcher.n_jobs")
 
 COLUMNS = ("job", "status", "objective", "value", "seconds", "overrides", "reason")
@@ -46,23 +49,28 @@ def run_job(config: TrainConfig) -> float:
         return run_in_sweep(config, folder, fit_and_test) if swept else fit_and_test(config)
     if not one_at_a_time():
         name_lines(folder.name)
-    with only_one(folder / ".hydra" / "lock", wait=swept), own_port():
+    with only_one(folder / ".hydra" / "lock", wait=swept), own_port(), ending_with_sweep():
         return run_in_sweep(config, folder, fit_and_test) if swept else fit_and_test(config)
 
 
 @contextmanager
 def only_one(lock: Path, wait: bool) -> Iterator[None]:
-    """Hold `lock`, which the system lets go of however this process ends. When another process has it, wait for that
-    or raise UserError: a sweep that was killed may have left a job that is still at work."""
+    """Hold `lock`, which the system lets go of however this process ends.
+
+    When another process has it, `wait` for that: a sweep that was killed may have left a job that is still at work.
+    Else raise UserError after GRACE seconds, in which the loaders of a run that was killed notice that it is gone.
+    """
+    run = lock.parent.parent
     lock.parent.mkdir(parents=True, exist_ok=True)
     held = FileLock(lock)
     try:
         held.acquire(blocking=False)
     except Timeout:
-        if not wait:
-            raise UserError(f"{lock.parent.parent}: another process is at this run; wait for it, or end it.") from None
-        log.info("%s: another process is at it, waiting", lock.parent.parent.name)
-        held.acquire()
+        log.info("%s: another process is at it, waiting", run.name)
+        try:
+            held.acquire(timeout=-1 if wait else GRACE)
+        except Timeout:
+            raise UserError(f"{run}: another process is at this run; wait for it, or end it.") from None
     try:
         yield
     finally:
@@ -76,8 +84,7 @@ def run_in_sweep(config: TrainConfig, folder: Path, train: Callable[[TrainConfig
         log.info("%s: %s already, skipped", folder.name, status)
         return stored_objective(folder, config.objective)
     try:
-        resumed = str(folder) if status in ("running", "interrupted") else None
-        value = train(replace(config, resume=resumed))
+        value = train(replace(config, resume=str(folder) if status else None))
         return worst(config.objective) if math.isnan(value) else value
     except Exception as error:  # the other jobs go on; the table says what failed and why
         if launched().rank == 0:
@@ -122,10 +129,10 @@ def note_failure(folder: Path, error: Exception) -> None:
 def jobs_of(sweep: Path) -> list[dict[str, Any]]:
     """One row a job that has begun, best first; a job without run.json was killed before it could open one."""
     rows = []
-    for folder in sorted(entry.parent for entry in sweep.glob("*/.hydra")):
+    for file in sorted(sweep.glob("*/.hydra/overrides.yaml")):
+        folder = file.parent.parent
         record = read_run(folder)
         objective = record.get("objective", {})
-        overrides = OmegaConf.load(folder / ".hydra" / "overrides.yaml")
         rows.append(
             {
                 "job": folder.name,
@@ -133,7 +140,7 @@ def jobs_of(sweep: Path) -> list[dict[str, Any]]:
                 "objective": objective.get("name", ""),
                 "value": objective.get("value"),
                 "seconds": record.get("seconds", ""),
-                "overrides": " ".join(map(str, overrides)),
+                "overrides": " ".join(overrides_of(file)),
                 "reason": record.get("reason", ""),
             }
         )
@@ -141,10 +148,18 @@ def jobs_of(sweep: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["value"] is None, (row["value"] or 0) * (1 if lower else -1)))
 
 
+def overrides_of(file: Path) -> list[str]:
+    """The settings of a job; none where Hydra, in another process, has half written them."""
+    try:
+        return [str(override) for override in OmegaConf.load(file)]
+    except (OSError, YAMLError):
+        return []
+
+
 def write_leaderboard(sweep: Path) -> list[dict[str, Any]]:
     """leaderboard.csv of the sweep so far, ranked on the objective, which is a validation figure."""
     rows = jobs_of(sweep)
-    temporary = sweep / f".leaderboard.csv.{os.getpid()}"
+    temporary = sweep / f".leaderboard.csv.{uuid4().hex}"  # jobs may write it at once, on several machines
     with temporary.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, COLUMNS)
         writer.writeheader()
@@ -162,7 +177,9 @@ class SweepReport(Callback):
         if "optuna" in config.hydra.sweeper._target_:
             quiet_optuna()
         steps = [o for o in config.hydra.overrides.hydra if o.startswith(PROPOSES)]
-        same_sweep(Path(config.hydra.sweep.dir), [*config.hydra.overrides.task, *steps])
+        folder = Path(config.hydra.sweep.dir)
+        same_sweep(folder, [*config.hydra.overrides.task, *steps])
+        log.info("sweep in %s; broken off, it goes on with the same settings and hydra.sweep.dir=%s", folder, folder)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if launched().rank > 0:

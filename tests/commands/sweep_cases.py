@@ -15,7 +15,7 @@ from pathlib import Path
 
 SMALL = ("trainer=cpu", "data.image_size=64", "data.batch_size=16", "epochs=3")
 GRID = (*SMALL, "optimizer.lr=0.001,0.002,0.003,1e38,0.004,0.005")
-SEARCH = (*SMALL, "search=cnn", "hydra.sweeper.n_trials=10", "hydra.sweeper.params.model=baseline")
+SEARCH = (*SMALL, "search=cnn", "hydra.sweeper.n_trials=10", "model=baseline")
 COMPARED = ("metrics.json", "predictions.csv")
 
 

@@ -112,6 +112,42 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_and_says_so(
     assert_same_end(unbroken, folder)
 
 
+def test_a_disk_that_fills_during_a_checkpoint_leaves_the_former_one_and_one_line(
+    unbroken: Path,
+    command: Command,
+    phantoms: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import resource
+
+    from pneumonia.training.checkpoint import AtomicCheckpointIO
+
+    real, limits = AtomicCheckpointIO.save_checkpoint, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def full(self: AtomicCheckpointIO, checkpoint, path, storage_options=None) -> None:
+        size = 300_000 if checkpoint["epoch"] == 2 and Path(path).name == "last.ckpt" else limits[0]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))  # bytes a file may have: less than a checkpoint's
+        try:
+            real(self, checkpoint, path, storage_options)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    folder = Path("outputs/run").resolve()
+    with monkeypatch.context() as patch:
+        patch.setattr(AtomicCheckpointIO, "save_checkpoint", full)
+        with pytest.raises(SystemExit) as ending:
+            command("train", *SETTINGS, f"data.root={phantoms}", f"hydra.run.dir={folder}")
+    told = capsys.readouterr()
+    assert ending.value.code == 2 and "Traceback" not in told.out + told.err
+    assert "last.ckpt can't be written (" in told.out and f"resume={folder}" in told.out
+    assert json.loads((folder / "run.json").read_text())["status"] == "failed"
+    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 1
+    assert not [file for file in (folder / "checkpoints").iterdir() if file.name.startswith(".")]
+    command("train", f"resume={folder}")
+    assert_same_end(unbroken, folder)
+
+
 def test_settings_that_differ_are_refused_with_a_list_unless_forced(
     command: Command, phantoms: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

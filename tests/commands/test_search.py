@@ -86,6 +86,7 @@ def test_a_search_without_m_and_a_missing_extra_are_told_in_one_line(
         assert ending.value.code == 2
         return capsys.readouterr().err
 
+    assert "n_trails" in told("-m", "search=cnn", "hydra.sweeper.n_trails=3")
     assert told("search=cnn") == "pneumonia.train: search=cnn: a search is a sweep; type -m beside it.\n"
 
     def missing(package: str) -> str:
