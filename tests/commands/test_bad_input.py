@@ -30,7 +30,7 @@ def refused(command: Command, capsys: pytest.CaptureFixture[str], *arguments: st
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        ("model=vgg61", "model=vgg61: expected one of baseline, deep"),
+        ("model=vgg61", "model=vgg61: expected one of baseline, compact, deep"),
         ("model=vgg61", "did you mean vgg16?"),
         ("data.imge_size=3", "there is no setting data.imge_size; did you mean data.image_size?"),
         ("epoch=3", "there is no setting epoch; did you mean epochs?"),

@@ -131,7 +131,7 @@ def test_a_failed_save_leaves_the_former_checkpoint_whole(tmp_path: Path, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pneumonia.training.checkpoint.torch.save", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match="No space"):
         AtomicCheckpointIO().save_checkpoint({"epoch": 2}, target)
     monkeypatch.undo()
     assert torch.load(target)["epoch"] == 1
