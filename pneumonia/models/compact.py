@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from pneumonia.models.cnn import ConvNet
+
 
 class Block(nn.Module):
     """features [N, C, S, S] -> [N, width, S / stride, S / stride], odd sides rounded up."""
@@ -42,17 +44,11 @@ def shortcut(channels: int, width: int, stride: int) -> nn.Module:
     return nn.Sequential(*pool, nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width))
 
 
-class Compact(nn.Module):
+class Compact(ConvNet):
     """image [N, 3, S, S] in [0, 1], three equal channels -> logit [N]."""
 
-    def __init__(self, features: nn.Sequential, head: nn.Sequential, image_size: int) -> None:
-        super().__init__()
-        self.features = features
-        self.head = head
-        self.image_size = image_size
-
     def forward(self, image: Tensor) -> Tensor:
-        return self.head(self.features(image.mean(1, keepdim=True))).squeeze(1)
+        return super().forward(image.mean(1, keepdim=True))
 
 
 def compact(stem: int, widths: Sequence[int], blocks: Sequence[int], dropout: float, image_size: int) -> Compact:

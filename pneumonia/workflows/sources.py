@@ -17,7 +17,6 @@ import numpy as np
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pneumonia.config import PACKAGE
 from pneumonia.data.records import CLASSES, Record, parse_name
 from pneumonia.evaluation.checks import Floats, Ints, Strings
 from pneumonia.evaluation.films import Films
@@ -27,7 +26,6 @@ from pneumonia.workflows.films import credit
 NEEDED = ("path", "label", "probability")
 LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "NORMAL": 0, "PNEUMONIA": 1}
 SCALED = ("temperature", "threshold_calibrated")
-REFERENCE = PACKAGE / "reference" / "model.safetensors"
 Row = dict[str, Any]
 
 
@@ -318,11 +316,10 @@ def class_name(label: int) -> str:
 
 
 def checkpoint_file(name: str) -> Path:
-    """The file that `checkpoint=` names: `reference` is the net that comes with the package. Raises UserError."""
-    file = REFERENCE if name == "reference" else Path(name).expanduser()
+    """The file that `checkpoint=` names. Raises UserError."""
+    file = Path(name).expanduser()
     if not file.is_file():
         raise UserError(
-            f"checkpoint={name}: no such file; expected reference, <run>/checkpoints/best.ckpt or "
-            "<run>/model.safetensors."
+            f"checkpoint={name}: no such file; expected <run>/checkpoints/best.ckpt or <run>/model.safetensors."
         )
     return file
