@@ -214,6 +214,7 @@ class OperatingPointConfig:
     rule: str = "accuracy"
     minimum: float | None = None
     cost_ratio: float | None = None
+    stressed: bool = False
 
     def __post_init__(self) -> None:
         one_of("operating_point.rule", self.rule, RULES)

@@ -22,7 +22,10 @@ LOWER_IS_BETTER = ("brier", "log_loss", "ece")
 
 @dataclass(frozen=True)
 class Run:
-    """One run at its locked threshold; runs of one group differ in seed or fold only; val None: not to be ranked."""
+    """One run at its locked threshold; runs of one group differ in seed or fold only; val None: not to be ranked.
+
+    stressed: {corruption: probability [N]} of the validation films, where the threshold is chosen on them.
+    """
 
     name: str
     val: Films | None
@@ -30,6 +33,7 @@ class Run:
     threshold: float
     group: str = ""
     fold: int | None = None
+    stressed: dict[str, Floats] | None = None
 
 
 @dataclass(frozen=True)

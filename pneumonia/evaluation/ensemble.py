@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pneumonia.evaluation.checks import Floats
 from pneumonia.evaluation.comparison import Run, check_comparable, metrics_of
 from pneumonia.evaluation.films import Films
-from pneumonia.evaluation.operating_point import Rule, choose_threshold
+from pneumonia.evaluation.operating_point import choose_pooled
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,12 @@ class Spread:
 def soft_vote(
     runs: Sequence[Run],
     name: str = "ensemble",
-    rule: Rule = "accuracy",
+    rule: str = "accuracy",
     minimum: float | None = None,
     cost_ratio: float | None = None,
 ) -> Run:
-    """The mean probability of the runs as one more run; its threshold is chosen on its own validation.
+    """The mean probability of the runs as one more run; its threshold is chosen on its own validation, as it is or, if
+    every run has been, under stress.
 
     Over several folds there is none (each film was trained on by some member): val is None, the threshold the mean.
     """
@@ -40,8 +42,10 @@ def soft_vote(
     if len(members) < len(runs) or len({run.fold for run in runs}) > 1:
         return Run(name, None, test, float(np.mean([run.threshold for run in runs])), group=name)
     val = _mean(members)
-    chosen = choose_threshold(val.label, val.probability, rule, minimum, cost_ratio)
-    return Run(name, val, test, chosen.threshold, group=name)
+    stressed = _mean_stressed(runs)
+    shown = list(stressed.values()) if stressed else [val.probability]
+    chosen = choose_pooled(val.label, shown, rule, minimum, cost_ratio)
+    return Run(name, val, test, chosen.threshold, group=name, stressed=stressed)
 
 
 def spread(runs: Sequence[Run], metric: str = "auroc") -> list[Spread]:
@@ -62,3 +66,10 @@ def spread(runs: Sequence[Run], metric: str = "auroc") -> list[Spread]:
 def _mean(films: Sequence[Films]) -> Films:
     probability = np.mean([part.probability for part in films], axis=0)
     return Films(films[0].path, films[0].label, probability, films[0].patient)
+
+
+def _mean_stressed(runs: Sequence[Run]) -> dict[str, Floats] | None:
+    parts = [run.stressed for run in runs if run.stressed is not None]
+    if len(parts) < len(runs):
+        return None
+    return {name: np.mean([part[name] for part in parts], axis=0) for name in parts[0]}

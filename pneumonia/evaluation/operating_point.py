@@ -13,6 +13,7 @@ Ties        1. under sensitivity and specificity: the better other rate, then th
             closest to 0.5; 3. the lower one (fewer missed).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -78,6 +79,16 @@ def choose_threshold(
     k = best[distance <= distance.min() + 1e-12].min()
     counts = {"tn": negatives - int(fp[k]), "fp": int(fp[k]), "fn": positives - int(tp[k]), "tp": int(tp[k])}
     return OperatingPoint(rule, float(threshold[k]), minimum, cost_ratio, truth.size, **counts)
+
+
+def choose_pooled(
+    label: ArrayLike, scores: Sequence[ArrayLike], rule: str, minimum: float | None, cost_ratio: float | None
+) -> OperatingPoint:
+    """The same on films [N] that were seen in several ways, as under corruptions: probability [N] for each way."""
+    return choose_threshold(
+        np.tile(np.asarray(label), len(scores)), np.concatenate([np.asarray(score) for score in scores]),
+        rule, minimum, cost_ratio,  # type: ignore[arg-type]  # checked there
+    )  # fmt: skip
 
 
 def _candidates(label: Ints, score: Floats) -> tuple[Floats, Ints, Ints]:

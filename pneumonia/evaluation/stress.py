@@ -4,8 +4,9 @@ Layout    images uint8 [N, H, W], 0 black .. 255 white; predict maps uint8 [n, H
 Source    Hendrycks & Dietterich 2019, arXiv:1903.12261: corruptions that were no part of training, at fixed
           severities, summed up by the mean over all. Of their kinds those that a radiograph meets are here: exposure
           (gamma), display window (contrast), focus (blur), detector noise, JPEG, resolution (down-sampling); fog, snow
-          and motion are not. What a department does differently comes beside: collimation and distance (zoom), position
-          (rotation), and the margins, which show the cassette or the page rather than the child.
+          and motion are not. What a department does differently comes beside: collimation and distance (zoom, aspect:
+          a squashed square shows the shape of the film), position (rotation), and the margins, which show the cassette
+          or the page rather than the child.
 Severity  two of every kind, so that each weighs the same in the mean: one that a reader would hardly mind, one that he
           would. Lengths are shares of the height, so that films of any size meet the same; greys are of 255.
 Fixed     what is random about a film comes from (seed, corruption, place of the film) alone: batches change nothing.
@@ -155,9 +156,10 @@ def jpeg(film: Film, _: np.random.Generator, quality: int) -> Film:
     return np.asarray(cv2.imdecode(content, cv2.IMREAD_GRAYSCALE))
 
 
-def crop(film: Film, rng: np.random.Generator, share: float) -> Film:
-    """A window of `share` of each side, anywhere, enlarged to the whole film."""
-    (top, bottom), (left, right) = (window(side, share, rng) for side in film.shape)
+def crop(film: Film, rng: np.random.Generator, height: float, width: float) -> Film:
+    """A window of these shares of the sides, anywhere, enlarged to the whole film."""
+    top, bottom = window(film.shape[0], height, rng)
+    left, right = window(film.shape[1], width, rng)
     return to_shape(film[top:bottom, left:right], film.shape)
 
 
@@ -229,8 +231,10 @@ CORRUPTIONS: dict[str, Corruption] = {
     "noise_strong": partial(noise, sigma=20),
     "jpeg_mild": partial(jpeg, quality=25),
     "jpeg_strong": partial(jpeg, quality=10),
-    "zoom_in": partial(crop, share=0.85),
+    "zoom_in": partial(crop, height=0.85, width=0.85),
     "zoom_out": partial(shrink, share=0.85),
+    "aspect_tall": partial(crop, height=0.85, width=1.0),
+    "aspect_wide": partial(crop, height=1.0, width=0.85),
     "rotation_mild": partial(rotate, degrees=5),
     "rotation_strong": partial(rotate, degrees=12),
     "margins_inverted": invert_margins,

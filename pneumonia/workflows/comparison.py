@@ -23,11 +23,12 @@ from sklearn.metrics import roc_curve
 from pneumonia.evaluation.comparison import Entry, Run, check_comparable, leaderboard
 from pneumonia.evaluation.ensemble import soft_vote, spread
 from pneumonia.evaluation.metrics import METRICS
-from pneumonia.evaluation.operating_point import choose_threshold
+from pneumonia.evaluation.operating_point import choose_pooled
 from pneumonia.report.pages import comparison_html
 from pneumonia.settings import CompareConfig, UserError, one_of
 from pneumonia.workflows.evidence import rounded, told_split, write_all
 from pneumonia.workflows.sources import Source, read_run
+from pneumonia.workflows.stressed import needed_stress, write_stress
 
 log = logging.getLogger(__name__)
 
@@ -110,12 +111,14 @@ def run_of(name: str, source: Source, part: int, config: CompareConfig) -> Run:
         raise UserError(f"{name} has no validation films in its predictions.csv: runs are ranked on them.")
     val = source.splits["val"].films
     rule = config.operating_point
+    stressed = needed_stress(source) if rule.stressed else None
+    shown = list(stressed.values()) if stressed else [val.probability]
     try:
-        point = choose_threshold(val.label, val.probability, rule.rule, rule.minimum, rule.cost_ratio)  # type: ignore[arg-type]
+        point = choose_pooled(val.label, shown, rule.rule, rule.minimum, rule.cost_ratio)
     except ValueError as error:
         raise UserError(f"{name}: {error}") from error
     test = source.splits.get("test", source.splits["val"]).films
-    return Run(name, val, test, point.threshold, group_of(source), part)
+    return Run(name, val, test, point.threshold, group_of(source), part, stressed)
 
 
 def differences(sources: dict[str, Source]) -> dict[str, str]:
@@ -202,7 +205,7 @@ def vote(runs: Sequence[Run], config: CompareConfig) -> list[Run]:
     best = [entry.run for entry in leaderboard(runs, config.metric, 1, config.seed, config.level)][:count]
     rule = config.operating_point
     name = f"soft vote of {len(best)}"
-    return [soft_vote(best, name, rule.rule, rule.minimum, rule.cost_ratio)]  # type: ignore[arg-type]
+    return [soft_vote(best, name, rule.rule, rule.minimum, rule.cost_ratio)]
 
 
 def line(entry: Entry, voted: Sequence[Run], told: Mapping[str, str]) -> dict[str, Any]:
@@ -278,6 +281,8 @@ def write_ensemble(folder: Path, voted: Run, source: Source) -> None:
     writer.writerows(rows)
     folder.mkdir(exist_ok=True)
     write_all(folder, {"predictions.csv": stream.getvalue()})
+    if voted.stressed:
+        write_stress(folder, voted.val.path.tolist(), voted.stressed)
 
 
 def as_csv(board: dict[str, Any]) -> str:

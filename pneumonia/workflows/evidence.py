@@ -21,7 +21,7 @@ from scipy.special import expit, logit
 from pneumonia.data.audit import audit_records
 from pneumonia.evaluation.bootstrap import Draws, bootstrap_draws, curve_bands, percentile_interval, unbiased_interval
 from pneumonia.evaluation.calibration import apply_temperature, fit_temperature
-from pneumonia.evaluation.checks import Interval
+from pneumonia.evaluation.checks import Floats, Interval
 from pneumonia.evaluation.conformal import coverage, fit_conformal, risk_coverage
 from pneumonia.evaluation.drift import metric_drift, oracle_gap, score_drift
 from pneumonia.evaluation.intervals import delong, wilson
@@ -33,14 +33,15 @@ from pneumonia.evaluation.metrics import (
     point_metrics,
     reliability_bins,
 )
-from pneumonia.evaluation.operating_point import choose_threshold
+from pneumonia.evaluation.operating_point import choose_pooled
 from pneumonia.evaluation.subgroups import subgroup_table
 from pneumonia.report.pages import model_card, report_html, report_markdown
 from pneumonia.report.verdict import verdict
 from pneumonia.settings import EvaluateConfig, OperatingPointConfig, UserError
 from pneumonia.workflows.provenance import page_of
 from pneumonia.workflows.record import written
-from pneumonia.workflows.sources import Source, Split, read_json, source_of
+from pneumonia.workflows.sources import Source, Split, read_json, source_of, to_logit
+from pneumonia.workflows.stressed import needed_stress, stress_evidence
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Weigh a run, write its pages beside its predictions, close with a table and the verdict; the evidence."""
     source = source_of(config)
     keep_report(source)
+    if config.stress:
+        from pneumonia.workflows.stress import stress_run
+
+        stress_run(source)
     try:
         evidence = weigh(source, config)
     except ValueError as error:
@@ -79,21 +84,21 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def probes(source: Source, evidence: Mapping[str, Any], config: EvaluateConfig) -> dict[str, Any]:
-    """What needs the model, and so torch: computed where it is asked for, else kept from this run's earlier evidence.
+    """What the model makes of changed films: kept where an earlier command computed it, since that needs torch.
 
-    Earlier evidence is of this run if it was made from the same predictions; each probe tells its level and threshold.
+    Stress is weighed from stress.csv; the shortcuts of earlier evidence are of this run if it was made from the same
+    predictions, and tell their level.
     """
     earlier = read_json(source.folder / "evidence.json")
     same = earlier.get("schema") == SCHEMA and earlier.get("predictions") == evidence["predictions"]
-    found = {name: earlier.get(name) if same else None for name in ("shortcuts", "stress")}
+    found = {
+        "shortcuts": earlier.get("shortcuts") if same else None,
+        "stress": stress_evidence(source, evidence["operating_point"]["threshold"], config),
+    }
     if config.shortcuts:
         from pneumonia.workflows.shortcuts import shortcuts_of
 
         found["shortcuts"] = shortcuts_of(source, evidence["judged"], config)
-    if config.stress:
-        from pneumonia.workflows.stress import stress_of
-
-        found["stress"] = stress_of(source, evidence["operating_point"]["threshold"], config)
     return found
 
 
@@ -176,8 +181,14 @@ def audit_of(source: Source) -> dict[str, Any] | None:
 
 def lock(source: Source, rule: OperatingPointConfig) -> Locked:
     """Threshold and temperature from validation; where it can't decide, 0.5 or the films' own, and why."""
-    told: dict[str, Any] = {"rule": rule.rule, "minimum": rule.minimum, "cost_ratio": rule.cost_ratio}
+    told: dict[str, Any] = {
+        "rule": rule.rule, "minimum": rule.minimum, "cost_ratio": rule.cost_ratio, "corruptions": 0,
+    }  # fmt: skip
     val = source.splits.get("val")
+    shown = {} if val is None else {"as_is": val.films.probability}
+    if val is not None and rule.stressed:
+        shown = needed_stress(source)
+        told["corruptions"] = len(shown) - 1
     if val is None:
         threshold = 0.5 if source.threshold is None else source.threshold
         why = "0.5" if source.threshold is None else "the threshold that the films were predicted with"
@@ -186,12 +197,10 @@ def lock(source: Source, rule: OperatingPointConfig) -> Locked:
         threshold = 0.5
         told |= {"rule": None, "chosen_on": None, "reason": "validation has one class only: 0.5 is used"}
     else:
-        point = choose_threshold(
-            val.films.label, val.films.probability, rule.rule, rule.minimum, rule.cost_ratio,  # type: ignore[arg-type]
-        )  # fmt: skip
-        threshold = point.threshold
-        told |= {"chosen_on": "val", "n": point.n, "reason": ""}
-    temperature = None if val is None else fit_temperature(val.films.label, val.logit)
+        ways = list(shown.values())
+        threshold = choose_pooled(val.films.label, ways, rule.rule, rule.minimum, rule.cost_ratio).threshold
+        told |= {"chosen_on": "val", "n": val.films.label.size, "reason": ""}
+    temperature = None if val is None else temperature_of(val, shown)
     if val is not None and temperature is None:
         told["temperature_reason"] = "no finite temperature is best on validation: probabilities stay as they are"
     told |= {
@@ -201,6 +210,13 @@ def lock(source: Source, rule: OperatingPointConfig) -> Locked:
         "threshold_calibrated": float(expit(logit(threshold) / (temperature or 1.0))),
     }
     return Locked(threshold, temperature or 1.0, told)
+
+
+def temperature_of(val: Split, shown: Mapping[str, Floats]) -> float | None:
+    """Fitted on the films as they are by their logits, or on all that was shown."""
+    if len(shown) == 1:
+        return fit_temperature(val.films.label, val.logit)
+    return fit_temperature(np.tile(val.films.label, len(shown)), to_logit(np.concatenate(list(shown.values()))))
 
 
 def one_split(split: Split, locked: Locked, draws: Draws, config: EvaluateConfig) -> dict[str, Any]:

@@ -182,8 +182,7 @@ def split_of(file: Path, rows: Sequence[Row], known: Mapping[str, Record]) -> Sp
     ):  # predict's probability is scaled already, its logit is not
         logit = np.array([number(file, row, "logit") for row in rows])
     else:
-        clipped = np.clip(probability, 1e-7, 1 - 1e-7)
-        logit = np.log(clipped) - np.log1p(-clipped)
+        logit = to_logit(probability)
     subtype = np.array([row.get("subtype") or "" for row in rows])
     records = [known[name] for name in path if name in known]
     if wrong := [
@@ -197,6 +196,12 @@ def split_of(file: Path, rows: Sequence[Row], known: Mapping[str, Record]) -> Sp
         return Split(films, logit, subtype)
     sizes = np.array([(record.width, record.height) for record in records], np.int64)
     return Split(films, logit, subtype, sizes[:, 0], sizes[:, 1], np.array([record.mode for record in records]))
+
+
+def to_logit(probability: Floats) -> Floats:
+    """Natural log odds; 0 and 1, which a table may round to, are as 1e-7 from them."""
+    clipped = np.clip(probability, 1e-7, 1 - 1e-7)
+    return np.asarray(np.log(clipped) - np.log1p(-clipped))
 
 
 def label_of(file: Path, row: Row) -> int:

@@ -65,6 +65,32 @@ def test_the_soft_vote_can_be_evaluated_as_a_run_can(command: Command, sweep: Pa
     assert {row["name"] for row in evidence["subgroups"]} >= {"bacteria", "virus"}
 
 
+def test_the_soft_vote_under_stress_is_the_mean_of_the_members_under_stress(
+    command: Command, sweep: Path, capsys: Any
+) -> None:
+    typed = (f"runs={sweep}", QUICK, "operating_point.rule=youden", "operating_point.stressed=true")
+    with pytest.raises(SystemExit):
+        command("compare", *typed)
+    assert "stress=true first" in capsys.readouterr().err
+    shifted = []
+    for k in range(3):
+        rows = [r for r in csv.DictReader((sweep / str(k) / "predictions.csv").open()) if r["split"] == "val"]
+        rows.sort(key=lambda row: row["path"])
+        seen = np.array([float(row["probability"]) for row in rows])
+        shifted.append(seen ** (1 + 0.3 * k))
+        lines = [f"{r['path']},{a:.9g},{b:.9g}" for r, a, b in zip(rows, seen, shifted[-1], strict=True)]
+        (sweep / str(k) / "stress.csv").write_text("\n".join(["path,as_is,gamma_darker", *lines]) + "\n")
+    command("compare", *typed)
+    [voted] = [row for row in board_of(sweep / "comparison")["rows"] if row["ensemble"]]
+    ensemble = sweep / "comparison" / "ensemble"
+    written = list(csv.DictReader((ensemble / "stress.csv").open()))
+    np.testing.assert_allclose([float(r["gamma_darker"]) for r in written], np.mean(shifted, axis=0), rtol=1e-5)
+    command("evaluate", f"predictions={ensemble}/predictions.csv", "resamples=200", *typed[2:])
+    evidence = json.loads((ensemble / "evidence.json").read_text())
+    assert evidence["operating_point"]["threshold"] == pytest.approx(voted["threshold"], abs=1e-5)
+    assert evidence["stress"]["rows"][0]["name"] == "gamma_darker"
+
+
 def test_the_page_sorts_by_itself_and_the_table_is_a_csv(command: Command, sweep: Path) -> None:
     command("compare", f"runs={sweep}", QUICK, "ensemble=0", "output=here")
     text = Path("here/comparison.html").read_text()

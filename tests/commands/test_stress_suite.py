@@ -1,13 +1,17 @@
 """`evaluate stress=true` on a real checkpoint: what it writes, what it says, and what it refuses."""
 
+import csv
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from pneumonia.evaluation.calibration import fit_temperature
+from pneumonia.evaluation.operating_point import choose_threshold
 from pneumonia.evaluation.stress import CORRUPTIONS
 from pneumonia.report.verdict import stressed
 
@@ -81,9 +85,51 @@ def test_a_later_evaluation_keeps_the_probes_of_the_same_predictions_only(
 
     made = probes("shortcuts=true", "stress=true")
     assert all(made)
-    assert probes("operating_point.rule=youden", "level=0.9") == made
+    shortcuts, stress = probes("operating_point.rule=youden", "level=0.9")
+    assert shortcuts == made[0] and stress["mean"]["value"] == made[1]["mean"]["value"] and stress["level"] == 0.9
     page = (copy / "report.html").read_text()
     assert "<td>corners masked</td>" in page and "<td>gamma darker</td>" in page
     lines = (copy / "predictions.csv").read_text().splitlines(keepends=True)
-    (copy / "predictions.csv").write_text("".join(lines[:-1]))  # as another training would leave it
+    one = next(line for line in lines if ",val," in line)
+    lines.remove(one)  # as another training would leave it
+    (copy / "predictions.csv").write_text("".join(lines))
     assert probes() == [None, None]
+
+
+def test_the_operating_point_can_be_chosen_under_stress(run: Path, command: Command, tmp_path: Path) -> None:
+    """Threshold and temperature are those of the table of all looks; nothing of it is read when not asked for."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    command("evaluate", f"run={copy}", *TYPED, "operating_point.rule=youden", "operating_point.stressed=true")
+    point = json.loads((copy / "evidence.json").read_text())["operating_point"]
+    rows = list(csv.DictReader((copy / "stress.csv").open()))
+    predicted = {r["path"]: r for r in csv.DictReader((copy / "predictions.csv").open()) if r["split"] == "val"}
+    assert [row["path"] for row in rows] == sorted(predicted)
+    assert list(rows[0])[1:] == ["as_is", *CORRUPTIONS]
+    score = np.array([[float(row[name]) for name in list(row)[1:]] for row in rows]).T.ravel()
+    label = np.tile([int(predicted[row["path"]]["label"]) for row in rows], 1 + len(CORRUPTIONS))
+    chosen = choose_threshold(label, score, "youden")
+    assert point["threshold"] == pytest.approx(chosen.threshold) and point["corruptions"] == len(CORRUPTIONS)
+    assert point["n"] == len(rows)
+    clipped = np.clip(score, 1e-7, 1 - 1e-7)
+    assert point["temperature"] == pytest.approx(fit_temperature(label, np.log(clipped / (1 - clipped))) or 1.0)
+    assert f"and under {len(CORRUPTIONS)} corruptions" in (copy / "report.html").read_text()
+    command("evaluate", f"run={copy}", "resamples=200", "operating_point.rule=youden")
+    plain = json.loads((copy / "evidence.json").read_text())["operating_point"]
+    assert plain["corruptions"] == 0 and plain["threshold"] != point["threshold"]
+
+
+@pytest.mark.parametrize("how", ["none", "other", "cut", "words"])
+def test_stress_that_is_not_of_these_predictions_chooses_nothing(
+    run: Path, command: Command, tmp_path: Path, capsys: Any, how: str
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    paths = sorted(r["path"] for r in csv.DictReader((copy / "predictions.csv").open()) if r["split"] == "val")
+    if how != "none":
+        value = {"other": "0.987654", "cut": "", "words": "high"}[how]
+        lines = ["path,as_is,gamma_darker", *(f"{path},{value},0.5" for path in paths)]
+        (copy / "stress.csv").write_text("\n".join(lines[: -1 if how == "cut" else None]) + "\n")
+    with pytest.raises(SystemExit) as ending:
+        command("evaluate", f"run={copy}", "operating_point.stressed=true", "resamples=200")
+    assert ending.value.code == 2 and f"run={copy} stress=true first" in capsys.readouterr().err
+    command("evaluate", f"run={copy}", "resamples=200")
+    assert json.loads((copy / "evidence.json").read_text())["stress"] is None

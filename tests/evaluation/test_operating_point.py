@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pneumonia.evaluation.metrics import confusion
-from pneumonia.evaluation.operating_point import choose_threshold
+from pneumonia.evaluation.operating_point import choose_pooled, choose_threshold
 
 
 def every_outcome(label, probability):
@@ -98,3 +98,16 @@ def test_arguments_that_do_not_fit_are_refused(arguments, message):
 def test_one_class_is_refused():
     with pytest.raises(ValueError, match="All 2 films have label 1"):
         choose_threshold([1, 1], [0.2, 0.8], "accuracy")
+
+
+def test_pooled_is_the_choice_over_all_that_was_seen(draw):
+    """A second look in which all scores are 0.2 higher: the threshold rises, and is the best of both together."""
+    label, probability, _ = draw(200, seed=3)
+    probability = 0.7 * probability
+    plain = choose_threshold(label, probability, "youden")
+    pooled = choose_pooled(label, [probability, probability + 0.2], "youden", None, None)
+    assert choose_pooled(label, [probability], "youden", None, None) == plain
+    assert plain.threshold < pooled.threshold < plain.threshold + 0.2 and pooled.n == 400
+    both, seen = np.tile(label, 2), np.concatenate([probability, probability + 0.2])
+    best = max(sens + spec for sens, spec, _ in every_outcome(both, seen))
+    assert pooled.sensitivity + pooled.specificity == pytest.approx(best)

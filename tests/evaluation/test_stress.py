@@ -41,7 +41,8 @@ def test_a_film_meets_the_same_whatever_batch_it_is_in(films, name):
 
 def test_only_what_is_random_depends_on_the_seed(films):
     differ = {name for name in CORRUPTIONS if (corrupted(films, name, 0) != corrupted(films, name, 1)).any()}
-    assert differ == {"noise_mild", "noise_strong", "zoom_in", "zoom_out", "rotation_mild", "rotation_strong"}
+    placed = {"zoom_in", "zoom_out", "aspect_tall", "aspect_wide", "rotation_mild", "rotation_strong"}
+    assert differ == placed | {"noise_mild", "noise_strong"}
 
 
 def test_the_stronger_of_two_severities_changes_more(films):
@@ -61,6 +62,16 @@ def test_each_corruption_does_what_its_name_says(films):
     for name in ("margins_inverted", "margins_white"):
         np.testing.assert_array_equal(shown[name][:, 8:-8, 8:-8], films[:, 8:-8, 8:-8])
     assert (shown["zoom_out"] == 0).mean() == pytest.approx(1 - 0.85**2, abs=0.02)
+
+
+def test_aspect_enlarges_one_side_and_leaves_the_other(label):
+    ramps = np.broadcast_to(np.arange(0, 240, 3, np.uint8), (60, 80, 80))  # grey grows by 3 a column
+    wide, tall = corrupted(ramps, "aspect_wide"), corrupted(ramps.transpose(0, 2, 1), "aspect_tall")
+    for ramp in (wide[:, 0], tall[:, :, 0]):
+        rise = (ramp[:, -1].astype(float) - ramp[:, 0]) / 237
+        np.testing.assert_allclose(rise, 0.85, atol=0.02)
+    np.testing.assert_array_equal(wide, wide[:, :1].repeat(80, 1))
+    np.testing.assert_array_equal(corrupted(ramps, "aspect_tall"), ramps)
 
 
 def test_a_model_that_reads_brightness_at_a_threshold_falls_under_gamma_and_one_that_reads_shape_stays(label):
