@@ -3,7 +3,8 @@
 Rank        by one metric on validation; test figures never choose.
 Tests       every run against the leader, on test: paired DeLong for AUROC, paired patient-clustered bootstrap for the
             ranking metric. Each family of p-values is corrected by Holm 1979 (Scand J Statist 6:65).
-Folds       runs of different folds have different validation films: then only films of one fold must agree.
+Folds       runs of different folds have different validation films: then only films of one fold must agree. Runs that
+            left test alone are tested on validation, and then only against a leader of their own fold.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from pneumonia.evaluation.metrics import METRICS, point_metrics
 LOWER_IS_BETTER = ("brier", "log_loss", "ece")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """One run at its locked threshold; runs of one group differ in seed or fold only; val None: not to be ranked.
 
@@ -51,7 +52,7 @@ class Against:
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the leaderboard, rank from 1; `against` is None for the leader."""
+    """One line of the leaderboard, rank from 1; `against` is None for the leader, and where the films are others."""
 
     rank: int
     run: Run
@@ -61,11 +62,13 @@ class Entry:
 
 
 def check_comparable(runs: Sequence[Run]) -> None:
-    """ValueError unless names differ and films agree: test in all runs, validation in all runs of a fold."""
+    """ValueError unless names differ and films agree: test in all runs, validation in all runs of a fold, and so what
+    stands for test in runs without."""
     names = [run.name for run in runs]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"runs={names}: expected at least one run, with names that differ. List each folder once.")
-    check_same_films([(f"{run.name} (test)", run.test) for run in runs])
+    if not all(run.test is run.val for run in runs):
+        check_same_films([(f"{run.name} (test)", run.test) for run in runs])
     for fold in {run.fold for run in runs}:
         named = [(f"{run.name} (val)", run.val) for run in runs if run.fold == fold and run.val is not None]
         if named:
@@ -75,16 +78,19 @@ def check_comparable(runs: Sequence[Run]) -> None:
 def leaderboard(
     runs: Sequence[Run], metric: str = "auroc", resamples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> list[Entry]:
-    """Runs by falling merit of `metric` on validation (undefined last, ties by name), each tested against the first."""
+    """Runs by falling merit of `metric` on validation (undefined last, ties by name), each tested against the first if
+    it has the same films."""
     if metric not in METRICS:
         raise ValueError(f"metric={metric!r}: expected one of {', '.join(METRICS)}.")
     check_comparable(runs)
     val = {run.name: None if run.val is None else metrics_of(run.val, run.threshold) for run in runs}
     ranked = sorted(runs, key=lambda run: (_merit(val[run.name], metric), run.name))
-    tested = _against_first(ranked, metric, resamples, seed, level)
+    first = ranked[0]
+    alike = [run for run in ranked if np.array_equal(run.test.path, first.test.path)]
+    tested = dict(zip(alike[1:], _against_first(alike, metric, resamples, seed, level), strict=True))
     return [
-        Entry(k + 1, run, val[run.name], metrics_of(run.test, run.threshold), against)
-        for k, (run, against) in enumerate(zip(ranked, [None, *tested], strict=True))
+        Entry(k + 1, run, val[run.name], metrics_of(run.test, run.threshold), tested.get(run))
+        for k, run in enumerate(ranked)
     ]
 
 

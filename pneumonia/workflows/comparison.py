@@ -175,7 +175,10 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         "judged_on": told_split(next(iter(sources.values())), tested_on), "credit": credit_of(sources),
         "metric": config.metric, "judged": tested_on, "level": config.level, "resamples": config.resamples,
         "seed": config.seed, "operating_point": asdict(config.operating_point),
-        "n": {"val": sorted({run.val.label.size for run in runs if run.val}), "test": runs[0].test.label.size},
+        "n": {
+            "val": sorted({run.val.label.size for run in runs if run.val}),
+            "test": sorted({run.test.label.size for run in runs}),
+        },
         "validation_parts": len({run.fold for run in runs}),
         "columns": columns(config.metric, tested_on),
         "rows": [line(entry, voted, told) for entry in entries],
@@ -198,9 +201,10 @@ def columns(metric: str, tested_on: str) -> list[tuple[str, str]]:
 
 
 def vote(runs: Sequence[Run], config: CompareConfig) -> list[Run]:
-    """The soft vote of the best `ensemble` runs on validation as one more run; none of a single run or with 0."""
+    """The soft vote of the best `ensemble` runs on validation as one more run; none of a single run, with 0, or where
+    no film was called by all of them."""
     count = len(runs) if config.ensemble is None else config.ensemble
-    if count < 2 or len(runs) < 2:
+    if count < 2 or len(runs) < 2 or len({run.test.path.tobytes() for run in runs}) > 1:
         return []
     best = [entry.run for entry in leaderboard(runs, config.metric, 1, config.seed, config.level)][:count]
     rule = config.operating_point
@@ -322,7 +326,9 @@ def describe(board: dict[str, Any]) -> None:
         cells = [(row["val"] or {}).get(metric), row["test"]["auroc"], row["test"]["accuracy"]]
         texts = ["undefined" if cell is None else f"{cell:.4f}" for cell in cells]
         p = None if row["against"] is None else row["against"]["delong_holm"]
-        told = "best" if row["against"] is None else "undefined" if p is None else f"{p:.4f}"
+        told = "undefined" if p is None else f"{p:.4f}"
+        if row["against"] is None:
+            told = "best" if row["rank"] == 1 else "its own films"
         log.info(
             "%4d  %-*s  %12s  %12s  %12s  %-9s  %s", row["rank"], width, row["name"], *texts, told, row["settings"][:80]
         )

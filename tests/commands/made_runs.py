@@ -57,7 +57,9 @@ def write_table(file: Path, rows: list[dict], columns: tuple[str, ...]) -> None:
         writer.writerows(rows)
 
 
-def make_run(folder: Path, rows: list[dict] | None = None, records: list[dict] | None = None, seed: int = 0) -> Path:
+def make_run(
+    folder: Path, rows: list[dict] | None = None, records: list[dict] | None = None, seed: int = 0, dropout: float = 0.0
+) -> Path:
     """A finished run's folder."""
     rows = rows_of(seed) if rows is None else rows
     (folder / ".hydra").mkdir(parents=True)
@@ -76,6 +78,6 @@ def make_run(folder: Path, rows: list[dict] | None = None, records: list[dict] |
     (folder / "run.json").write_text(json.dumps(told))
     (folder / ".hydra" / "config.yaml").write_text(
         "data: {source: folder, root: /x, image_size: 32, resize: squash, patient_key: strict, fold: null}\n"
-        f"model: {{_target_: pneumonia.models.cnn.cnn}}\nseed: {seed}\n"
+        f"model: {{_target_: pneumonia.models.cnn.cnn, dropout: {dropout}}}\nseed: {seed}\n"
     )
     return folder

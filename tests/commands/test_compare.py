@@ -121,6 +121,31 @@ def test_runs_that_left_test_alone_are_tested_on_validation_and_it_is_said(
     assert "which flatters the first" in (tmp_path / "sweep" / "comparison" / "comparison.html").read_text()
 
 
+def test_a_sweep_of_two_recipes_over_two_seeds_without_test_is_told_by_its_means(
+    command: Command, tmp_path: Path, capsys: Any
+) -> None:
+    """Seed 1 validates on other films of the pool: only the recipe of the same seed is tested against the first."""
+    rows, blurred = rows_of(), [row | {"probability": 0.5 + 0.2 * (row["probability"] - 0.5)} for row in rows_of(9)]
+    records = records_of(rows)
+    for record in records[40:70]:  # after forty training films: the first thirty that validate
+        record["split"] = "train"
+    for name, table in (("good", rows), ("bad", blurred)):
+        here = [row for row in table if row["split"] == "val"]
+        for seed, kept, split in ((0, here, records_of(rows)), (1, here[30:], records)):
+            make_run(tmp_path / "sweep" / f"{name}{seed}", kept, split, seed=seed, dropout=0.1 * (name == "bad"))
+    command("compare", "runs=sweep", QUICK)
+    board = board_of(tmp_path / "sweep" / "comparison")
+    assert len(board["rows"]) == 4 and not any(row["ensemble"] for row in board["rows"])
+    first = board["rows"][0]["name"]
+    assert [row["name"][-1] for row in board["rows"] if row["against"]] == [first[-1]]
+    assert [(row["n"], row["split"]) for row in board["spread"]] == [(2, "val")] * 2
+    by_name = {row["name"]: row["val"]["auroc"] for row in board["rows"]}
+    means = sorted((by_name[f"{name}0"] + by_name[f"{name}1"]) / 2 for name in ("good", "bad"))
+    assert sorted(row["mean"] for row in board["spread"]) == pytest.approx(means)
+    assert "its own films" in capsys.readouterr().out
+    assert "read the means over seeds and folds below" in (tmp_path / "sweep/comparison/comparison.html").read_text()
+
+
 def test_a_crashed_job_of_a_sweep_is_left_out_aloud(command: Command, sweep: Path, capsys: Any) -> None:
     (sweep / "1" / "predictions.csv").unlink()
     command("compare", f"runs={sweep}", QUICK)
