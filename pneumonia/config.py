@@ -316,17 +316,30 @@ def run_command(
     if {"--help", "-h"} & set(arguments):
         show(help_text(name))
         return
-    if not any(argument.startswith(HYDRA_FLAGS) for argument in arguments):
-        try:
+    asks = any(argument.startswith(HYDRA_FLAGS) for argument in arguments)
+    try:
+        if asks:
+            check_question(name, arguments)
+        else:
             sys.argv[1:] = prepare_arguments(name, resolve(arguments), check)
-        except UserError as error:
-            if speaks():
-                print(f"pneumonia.{name}: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
+    except UserError as error:
+        if speaks():
+            print(f"pneumonia.{name}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     try:
         hand_to_hydra(name, task)
     finally:
         sys.argv[1:] = arguments
+
+
+def check_question(name: str, arguments: Sequence[str]) -> None:
+    """Raise UserError for settings that don't compose, where Hydra is asked about them (--cfg, --info)."""
+    flag = next(argument for argument in arguments if argument.startswith(HYDRA_FLAGS))
+    if flag in ("--shell-completion", "-sc"):
+        return  # what is typed so far need not be whole
+    if {"-m", "--multirun"} & set(arguments):
+        raise UserError(f"-m with {flag}: a sweep has many settings; leave -m out and give each one value.")
+    compose(name, [argument for argument in arguments if "=" in argument and not argument.startswith("-")])
 
 
 def speaks() -> bool:

@@ -67,6 +67,20 @@ def test_a_mistyped_setting(command: Command, capsys: pytest.CaptureFixture[str]
     assert message in refused(command, capsys, "data=synthetic", typed)
 
 
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["-m", "--cfg", "job", "seed=1,2"], "-m with --cfg: a sweep has many settings"),
+        (["--cfg", "job", "modl=vgg16"], "did you mean model?"),
+        (["--info", "defaults", "seed=1,2"], "several values need -m"),
+    ],
+)
+def test_a_mistake_beside_a_question_about_the_settings(
+    command: Command, capsys: pytest.CaptureFixture[str], typed: list[str], message: str
+) -> None:
+    assert message in refused(command, capsys, *typed)
+
+
 def test_a_bad_value_anywhere_in_a_sweep_is_told_before_the_first_job(
     command: Command, capsys: pytest.CaptureFixture[str], phantoms: Path
 ) -> None:
