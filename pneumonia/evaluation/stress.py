@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pneumonia.evaluation.bootstrap import bootstrap_draws, percentile_interval
-from pneumonia.evaluation.checks import Floats, checked, checked_patient
+from pneumonia.evaluation.checks import Floats, Interval, Ints, Strings, checked, checked_patient
 from pneumonia.evaluation.intervals import delong
 from pneumonia.evaluation.metrics import confusion, point_metrics
 from pneumonia.evaluation.subgroups import Estimate, proportion
@@ -49,12 +49,17 @@ class Stressed:
 
 @dataclass(frozen=True)
 class Stress:
-    """As it is, then one row a corruption; mean: of the AUROC over all of them; worst: the name of the lowest one."""
+    """As it is, then one row a corruption; mean: of the AUROC over all of them; worst: the name of the lowest one.
+
+    pooled: the AUROC of all films under all corruptions in one ranking. A corruption that moves every film alike leaves
+    each row's AUROC; this one it lowers, since one threshold must serve all.
+    """
 
     threshold: float
     clean: Stressed
     rows: tuple[Stressed, ...]
     mean: Estimate
+    pooled: Estimate
     worst: str | None
 
 
@@ -102,11 +107,25 @@ def stress_table(
     clean, *others = rows
     known = {found.name: found.auroc.value for found in others if found.auroc.value is not None}
     mean = float(np.mean(list(known.values()))) if known else None
-    interval = percentile_interval(np.mean(drawn[1:], axis=0), level)
-    if interval and interval[0] == interval[1]:  # every row ranks perfectly in every resample: nothing tells the width
-        interval = None
+    interval = width_or_none(percentile_interval(np.mean(drawn[1:], axis=0), level))
     worst = min(known, key=lambda name: known[name], default=None)
-    return Stress(float(threshold), clean, tuple(others), Estimate(mean, interval, truth.size), worst)
+    together = pooled(scores, truth, keys, seed, level, resamples)
+    return Stress(float(threshold), clean, tuple(others), Estimate(mean, interval, truth.size), together, worst)
+
+
+def pooled(
+    scores: Mapping[str, Floats], label: Ints, patient: Strings, seed: int, level: float, resamples: int
+) -> Estimate:
+    """AUROC of {corruption: probability [N]} as one ranking, its interval over patients; n counts films, not looks."""
+    truth, keys, score = np.tile(label, len(scores)), np.tile(patient, len(scores)), np.concatenate([*scores.values()])
+    draws = bootstrap_draws(truth, score, keys, 0.5, resamples, seed, ("auroc",)).values["auroc"]
+    value = point_metrics(truth, score, 0.5)["auroc"]
+    return Estimate(value, width_or_none(percentile_interval(draws, level)), label.size)
+
+
+def width_or_none(interval: Interval | None) -> Interval | None:
+    """None where every resample ranks alike, as all of perfect rankings do: nothing tells the width."""
+    return None if interval and interval[0] == interval[1] else interval
 
 
 def row(name: str, label: ArrayLike, score: Floats, threshold: float, draws: Floats, level: float) -> Stressed:

@@ -408,6 +408,7 @@ def describe(evidence: Mapping[str, Any]) -> None:
     if stress := evidence["stress"]:
         lowest = f"; lowest under {stress['worst'].replace('_', ' ')}" if stress["worst"] else ""
         log.info("stress AUROC on val  %s, mean of %d corruptions%s", cell(stress["mean"]), len(stress["rows"]), lowest)
+        log.info("pooled               %s, all of them in one ranking", cell(stress["pooled"]))
     for note in evidence["notes"]:
         log.warning("%s", note)
     found = evidence["verdict"]

@@ -39,7 +39,10 @@ def test_the_validation_films_are_stressed_at_the_locked_threshold(
     page = (copy / "report.html").read_text()
     assert "gamma darker" in page and "90 % intervals" in page and "stress=true" in page
     assert "| gamma darker |" in (copy / "report.md").read_text()
-    assert "stress AUROC on val" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "stress AUROC on val" in told and "all of them in one ranking" in told
+    assert found["pooled"]["interval"][0] <= found["pooled"]["value"] <= found["pooled"]["interval"][1]
+    assert "In one ranking of all films under all corruptions" in page
     first = (copy / "evidence.json").read_bytes()
     command("evaluate", f"run={copy}", *TYPED, "level=0.9")
     assert (copy / "evidence.json").read_bytes() == first

@@ -118,6 +118,16 @@ def test_the_figures_are_those_of_the_libraries_and_level_widens_them(films, lab
     assert wide.mean.interval[0] < found.mean.interval[0] < found.mean.interval[1] < wide.mean.interval[1]
 
 
+def test_a_shift_of_all_films_leaves_each_ranking_and_lowers_the_pooled_one(label):
+    """Ill films score 0.2 higher; one look adds 0.3 to all, so that its well ones pass the ill ones as they are."""
+    base = 0.1 + 0.2 * label + np.linspace(0, 0.05, 60)
+    found = stress_table({"as_is": base, "gamma_lighter": base + 0.3}, label, 0.2, resamples=200)
+    assert found.clean.auroc.value == found.mean.value == 1
+    both, truth = np.concatenate([base, base + 0.3]), np.tile(label, 2)
+    assert found.pooled.value == pytest.approx(roc_auc_score(truth, both)) == pytest.approx(0.75)
+    assert found.pooled.n == 60 and found.pooled.interval is None  # every resample ranks alike
+
+
 def test_a_perfect_model_is_not_certain(label):
     found = stress_table(dict.fromkeys(("as_is", *CORRUPTIONS), label * 0.8 + 0.1), label, 0.5, resamples=100)
     assert found.mean.value == 1 and found.mean.interval is None
