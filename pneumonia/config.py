@@ -293,8 +293,8 @@ def claimed_folder(folder: Path, named: bool) -> Path:
     raise AssertionError("unreachable")
 
 
-def quoted(path: Path) -> str:
-    """A path as Hydra's grammar takes it, whatever stands in it."""
+def quoted(path: Path | str) -> str:
+    """A path or a text as Hydra's grammar takes it, whatever stands in it."""
     text = str(path).replace("\\", "\\\\").replace("'", "\\'")
     return f"'{text}'"
 
@@ -369,7 +369,8 @@ def prepare_arguments(name: str, arguments: list[str], check: Callable[[Any], No
         if check is not None:
             check(settings)
     assert config is not None
-    if not multirun and config.hydra.output_subdir is None:  # a command that leaves no run folder
+    resumed = any(override.startswith("resume=") for override in overrides)
+    if not multirun and config.hydra.output_subdir is None and not resumed:  # a command that leaves no run folder
         return arguments
     folder = Path(config.hydra.sweep.dir if multirun else config.hydra.run.dir)
     writable_folder(folder)
@@ -380,7 +381,6 @@ def prepare_arguments(name: str, arguments: list[str], check: Callable[[Any], No
     if launched().rank > 0:  # the first of several processes alone has a run folder
         return [*arguments, "hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=terminal"]
     named = any(override.startswith("hydra.run.dir=") for override in overrides)
-    resumed = any(override.startswith("resume=") for override in overrides)
     if named and not resumed and (folder / "run.json").exists():
         raise UserError(
             f"hydra.run.dir={folder}: a run is there already; type resume={folder} to go on with it, or another folder."

@@ -191,22 +191,21 @@ class History(L.Callback):
 
 def drop_rows(file: Path, epoch: int) -> None:
     """Drop the rows of `epoch` and later, and half a line: a run that goes on after a kill writes them anew."""
-    if not file.exists():
-        return
-    header, *lines = file.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and int(line.partition(",")[0]) < epoch]
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text("".join([header, *kept]) if kept else "")
-    os.replace(temporary, file)
+    header, *lines = (file.read_bytes() if file.exists() else b"").splitlines(keepends=True) or [b""]
+    kept = [line for line in lines if line.endswith(b"\n") and int(line.partition(b",")[0]) < epoch]
     if not kept:
-        file.unlink()  # the next row brings its header
+        file.unlink(missing_ok=True)  # the next row brings its header
+        return
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_bytes(b"".join([header, *kept]))
+    os.replace(temporary, file)
 
 
 def append_row(file: Path, row: dict[str, float]) -> None:
     """Append a row to metrics.csv, with the header when it is the first; an undefined value stays empty."""
-    new = not file.exists()
+    new = not file.exists() or not file.stat().st_size
     with file.open("a", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, restval="")
+        writer = csv.DictWriter(stream, COLUMNS, restval="", lineterminator="\n")
         if new:
             writer.writeheader()
         writer.writerow({name: "" if math.isnan(value) else value for name, value in row.items()})
@@ -292,7 +291,7 @@ class StopEarly(EarlyStopping):
     """Lightning's, but a run that was killed between this decision and its end doesn't train on when resumed."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.wait_count >= self.patience:
+        if self.wait_count >= max(1, self.patience):  # 0: the first epoch that is no better
             trainer.should_stop = True
 
 

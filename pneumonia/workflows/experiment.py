@@ -52,9 +52,9 @@ from pneumonia.workflows.evidence import after_training
 from pneumonia.workflows.films import Films, describe, films_of
 from pneumonia.workflows.pictures import draw_after, draw_before
 from pneumonia.workflows.predictions import predict, summarize, write_predictions
-from pneumonia.workflows.processes import one_at_a_time
+from pneumonia.workflows.processes import end_children, one_at_a_time
 from pneumonia.workflows.record import RunRecord, write_json
-from pneumonia.workflows.resume import Place, place_of, refuse_other_films
+from pneumonia.workflows.resume import Place, keep_settings, place_of, refuse_other_films, refuse_other_state
 
 log = logging.getLogger(__name__)
 
@@ -74,11 +74,14 @@ def fit_and_test(config: TrainConfig) -> float:
     if config.resume is not None:
         refuse_other_films(folder, films.records)
         place = place_of(folder)
+        refuse_other_state(folder, place, classifier.state_dict(), config.optimizer["_target_"])
     trainer = build_trainer(config, folder, place)
     if launched().rank > 0:
         return follow(classifier, datamodule, trainer, place)
     say_processes(config, trainer)
     record = start_record(config, folder, films, classifier, trainer)
+    if config.resume is not None and config.force:
+        keep_settings(folder, config)
     try:
         write_manifest(folder / "manifest.csv", films.records)
         draw_before(folder, films, datamodule, classifier)
@@ -92,7 +95,11 @@ def fit_and_test(config: TrainConfig) -> float:
         raise told from None
     record.end("finished")
     log.info("%s", folder)
-    after_training(folder)
+    try:
+        after_training(folder)
+    except (KeyboardInterrupt, SIGTERMException) as error:
+        log.warning("Interrupted in the report; the run is whole: python -m pneumonia.evaluate run=%s", quoted(folder))
+        raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 143) from None
     return objective
 
 
@@ -110,6 +117,7 @@ def follow(classifier: Classifier, datamodule: FilmDataModule, trainer: L.Traine
 def ending(error: BaseException, trainer: L.Trainer, folder: Path, record: RunRecord) -> BaseException:
     """Write down that the run was interrupted or failed, say how it goes on, and give what is to be raised."""
     if name := signal_of(error, trainer):
+        end_children()
         record.end("interrupted", name)
         last = folder / "checkpoints" / "last.ckpt"
         kept = f"{last} holds the last whole epoch" if last.exists() else "no epoch was finished"

@@ -2,13 +2,16 @@
 
 import ctypes
 import logging
+import multiprocessing
 import os
 import signal
 import socket
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -31,6 +34,8 @@ def check_launch(config: TrainConfig) -> None:
             "trainer.devices out."
         )
     port = os.environ.get("MASTER_PORT")
+    if port and not (port.isdecimal() and 0 < int(port) < 65536):
+        raise UserError(f"MASTER_PORT={port}: expected a port from 1 to 65535; export another, or unset it.")
     if place.strategy == "ddp" and launch.world == 1 and port and not free(port):
         raise UserError(f"MASTER_PORT={port} is in use: export another, or unset it for any free one.")
 
@@ -41,7 +46,7 @@ def free(port: str) -> bool:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(("", int(port)))
-        except (OSError, ValueError, OverflowError):
+        except OSError:
             return False
         return True
 
@@ -72,6 +77,37 @@ def ending_with_sweep() -> Iterator[None]:
         if ends and os.getppid() != parent:
             logging.shutdown()
             os._exit(143)
+
+
+@contextmanager
+def ending_at_sigterm() -> Iterator[None]:
+    """SIGTERM ends the run at once wherever it is, as Ctrl-C does: in Lightning's hands only fit would notice it."""
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    own = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != own:  # a loader process that was forked from this one
+            os._exit(143)
+        raise SIGTERMException
+
+    former = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except SIGTERMException:
+        log.warning("Interrupted before the run began.")
+        raise SystemExit(143) from None
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def end_children() -> None:
+    """End the processes that this one started: their checkpoints are whole at any instant."""
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 def fall_silent() -> None:

@@ -33,6 +33,8 @@ def written(file: Path) -> Iterator[Path]:
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
@@ -80,7 +82,10 @@ def earlier_attempts(file: Path) -> list[dict[str, Any]]:
     """When a run that is gone on with was started before, and how those attempts ended."""
     if not file.exists():
         return []
-    former = json.loads(file.read_text())
+    try:
+        former = dict(json.loads(file.read_text()))
+    except ValueError:  # emptied by a crash of the machine
+        return [{"status": "damaged"}]
     told = {name: former.get(name) for name in ("started", "ended", "status", "command", "git_commit")}
     return [*former.get("earlier_attempts", []), told]
 

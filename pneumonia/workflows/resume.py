@@ -1,18 +1,20 @@
 """Going on with a run: which one is meant, with which settings, from which checkpoint."""
 
 import csv
-import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf, open_dict, read_write
 
 from pneumonia.config import compose, quoted
 from pneumonia.data.records import Record
-from pneumonia.settings import UserError
+from pneumonia.settings import TrainConfig, UserError, launched
+from pneumonia.workflows.record import written
+from pneumonia.workflows.sources import read_json
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +23,8 @@ OWN = ("resume", "force")
 
 
 def resumed_arguments(arguments: Sequence[str]) -> list[str]:
-    """`arguments`, or with resume=<run folder>|last among them those that the run was started with, in its own folder.
+    """`arguments`, or with resume=<run folder>|last among them those that compose to the run's saved settings, in its
+    own folder, whatever the defaults of today are; Hydra leaves the run's .hydra/ alone.
 
     Settings typed beside resume= that differ from the run's are refused with a list, unless force=true is typed too.
     """
@@ -30,11 +33,84 @@ def resumed_arguments(arguments: Sequence[str]) -> list[str]:
     if wanted is None:
         return list(arguments)
     folder = unfinished_run(wanted)
+    refuse_beside(typed)
+    force = forced(arguments)
     saved = [override for override in started_with(folder) if key_of(override) not in OWN]
-    force = any(value_of(a).lower() == "true" for a in arguments if key_of(a) == "force")
-    if not force:
-        refuse_conflicts(folder, saved, typed)
-    return [*saved, *(typed if force else []), f"resume={quoted(folder)}", f"hydra.run.dir={quoted(folder)}"]
+    was = settings_of(folder)
+    changed = changes(saved, typed, was)
+    if changed and not force:
+        refuse_conflicts(folder, changed, was)
+    composed = composed_settings([*saved, *(typed if force else [])])
+    kept = [
+        f"++{name}={hydra_value(was[name])}"
+        for name, value in composed.items()
+        if name in was and name not in changed and was[name] != value
+    ]
+    own = [f"resume={quoted(folder)}", f"hydra.run.dir={quoted(folder)}", "hydra.output_subdir=null"]
+    return [*saved, *(typed if force else []), *kept, *(["force=true"] if force else []), *own]
+
+
+def refuse_beside(typed: Sequence[str]) -> None:
+    """Raise UserError for flags and Hydra's own settings: a run goes on in its own folder, by itself."""
+    for argument in typed:
+        if argument in ("-m", "--multirun"):
+            raise UserError(
+                f"{argument} beside resume=: one run goes on. A sweep goes on when its command is typed again with "
+                "hydra.sweep.dir=<its folder>."
+            )
+        if argument.startswith(("-", "hydra")):
+            raise UserError(f"{argument} beside resume=: a run goes on in its own folder; leave it out.")
+
+
+def forced(arguments: Sequence[str]) -> bool:
+    """Whether force=true is typed. Raises UserError for another word."""
+    told = next((value_of(a).lower() for a in arguments if key_of(a) == "force"), "false")
+    if told not in ("true", "false"):
+        raise UserError(f"force={told}: expected true or false.")
+    return told == "true"
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """{dotted name: value} of the run's saved settings; relative places are where they were when it started."""
+    saved = OmegaConf.load(folder / ".hydra" / "config.yaml")
+    was = {name: value for name, value in flat(OmegaConf.to_container(saved, resolve=True)).items() if name not in OWN}
+    root = read_json(folder / "run.json").get("data_root")
+    if root and was.get("data.root") and not Path(str(was["data.root"])).expanduser().is_absolute():
+        was["data.root"] = root
+    return was
+
+
+def composed_settings(overrides: Sequence[str]) -> dict[str, Any]:
+    """{dotted name: value} that these overrides give today, Hydra's own section and resume= left out."""
+    config = compose("train", overrides)
+    with open_dict(config), read_write(config):
+        config.pop("hydra", None)
+    return {
+        name: value for name, value in flat(OmegaConf.to_container(config, resolve=True)).items() if name not in OWN
+    }
+
+
+def changes(saved: Sequence[str], typed: Sequence[str], was: dict[str, Any]) -> dict[str, Any]:
+    """{name: value} of the run's settings that what is typed would change; None where it would take one away."""
+    if not typed:
+        return {}
+    before, after = composed_settings(saved), composed_settings([*saved, *typed])
+    named = {key_of(override).lstrip("+~") for override in typed}
+    touched = [name for name in before | after if before.get(name) != after.get(name) or name in named]
+    return {name: after.get(name) for name in sorted(touched) if was.get(name) != after.get(name)}
+
+
+def hydra_value(value: Any) -> str:
+    """A plain value as Hydra's grammar takes it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(map(hydra_value, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{hydra_value(item)}' for key, item in value.items())}}}"
+    return quoted(value) if isinstance(value, str) else repr(value)
 
 
 def key_of(override: str) -> str:
@@ -48,9 +124,14 @@ def value_of(override: str) -> str:
 def unfinished_run(wanted: str) -> Path:
     """The folder of the run to go on with. Raises UserError when it is no run, is finished, or there is none."""
     folder = newest_unfinished() if wanted == "last" else Path(wanted).expanduser().resolve()
+    if (folder / "sweep.json").is_file():
+        raise UserError(
+            f"resume={wanted}: this is a sweep's folder; it goes on when its command is typed again with "
+            f"hydra.sweep.dir={folder}."
+        )
     if not (folder / "run.json").is_file() or not (folder / ".hydra" / "overrides.yaml").is_file():
         raise UserError(f"resume={wanted}: not a run folder; expected one with run.json and .hydra/, as outputs/<run>.")
-    if status_of(folder) == "finished":
+    if read_json(folder / "run.json").get("status") == "finished":
         raise UserError(
             f"resume={wanted}: this run is finished. Start a new one, or type resume=last for the newest that isn't."
         )
@@ -58,21 +139,15 @@ def unfinished_run(wanted: str) -> Path:
 
 
 def newest_unfinished(outputs: Path = OUTPUTS) -> Path:
-    """The newest run below outputs/ that has not finished. Raises UserError when there is none."""
-    runs = [file.parent for file in outputs.rglob("run.json") if status_of(file.parent) != "finished"]
+    """The newest run below outputs/ that has not finished; what never began or can't be read is left out. Raises
+    UserError when there is none."""
+    told = {file.parent: read_json(file) for file in outputs.rglob("run.json")}
+    runs = {run: record for run, record in told.items() if "started" in record and record.get("status") != "finished"}
     if not runs:
         raise UserError(
             f"resume=last: every run below {outputs.resolve()} is finished; name a folder with resume=<folder>."
         )
-    return max(runs, key=lambda run: json.loads((run / "run.json").read_text())["started"]).resolve()
-
-
-def status_of(run: Path) -> str:
-    """What run.json says of the run; `damaged` when it can't be read."""
-    try:
-        return str(json.loads((run / "run.json").read_text())["status"])
-    except (OSError, ValueError, KeyError):
-        return "damaged"
+    return max(runs, key=lambda run: str(runs[run]["started"])).resolve()
 
 
 def started_with(folder: Path) -> list[str]:
@@ -80,19 +155,22 @@ def started_with(folder: Path) -> list[str]:
     return [str(override) for override in OmegaConf.load(folder / ".hydra" / "overrides.yaml")]
 
 
-def refuse_conflicts(folder: Path, saved: Sequence[str], typed: Sequence[str]) -> None:
-    """Raise UserError when `typed` would change a setting of the run, or the project's defaults have changed since."""
-    was = flat(OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml")))
-    now = flat(OmegaConf.to_container(compose("train", [*saved, *typed])))
-    now = {name: value for name, value in now.items() if not name.startswith("hydra")}
-    differ = [name for name in sorted(was | now) if was.get(name) != now.get(name) and name not in OWN]
-    if differ:
-        lines = [f"  {name}: the run has {was.get(name)}, now {now.get(name)}" for name in differ]
-        told = "\n".join(lines)
-        raise UserError(
-            f"resume={folder}: these settings differ from the run's own:\n{told}\n"
-            "Leave them out, or type force=true to go on with the new ones."
-        )
+def refuse_conflicts(folder: Path, changed: dict[str, Any], was: dict[str, Any]) -> None:
+    """Raise UserError with the settings of the run that what is typed would change."""
+    told = "\n".join(f"  {name}: the run has {was.get(name)}, now {value}" for name, value in changed.items())
+    raise UserError(
+        f"resume={folder}: these settings differ from the run's own:\n{told}\n"
+        "Leave them out, or type force=true to go on with the new ones."
+    )
+
+
+def keep_settings(folder: Path, config: TrainConfig) -> None:
+    """Write down the settings that a forced run goes on with, once nothing of them was refused."""
+    overrides = [o for o in HydraConfig.get().overrides.task if key_of(o) not in OWN]
+    plain = OmegaConf.structured(replace(config, resume=None, force=False))
+    for name, content in (("config", plain), ("overrides", OmegaConf.create(overrides))):
+        with written(folder / ".hydra" / f"{name}.yaml") as temporary:
+            OmegaConf.save(content, temporary)
 
 
 def flat(section: Any, prefix: str = "") -> dict[str, Any]:
@@ -114,6 +192,8 @@ class Place:
 
 def place_of(folder: Path) -> Place:
     """The newest checkpoint that can be read; says so when that is not the last one."""
+    for left in (folder / "checkpoints").glob(".*.ckpt.*"):
+        left.unlink(missing_ok=True)  # of a kill in the midst of writing
     for name in ("last.ckpt", "previous.ckpt"):
         file = folder / "checkpoints" / name
         if not file.is_file():
@@ -122,8 +202,29 @@ def place_of(folder: Path) -> Place:
             log.info("going on in %s after epoch %d", folder, content["epoch"] + 1)
             return Place(file, int(content["global_step"]), int(content["epoch"]))
         log.warning("%s is damaged; going on from the one before it", file)
+        if launched().world == 1:
+            file.unlink()  # else the next epoch would keep it in the place of the one before it
     log.info("going on in %s from the beginning: no epoch was finished", folder)
     return Place(None, 0, -1)
+
+
+def refuse_other_state(folder: Path, place: Place, weights: Mapping[str, Any], optimizer: str) -> None:
+    """Raise UserError unless the checkpoint's weights and optimizer are of the kind that the run goes on with."""
+    content = readable(place.checkpoint) if place.checkpoint else None
+    if content is None:
+        return
+    shapes = {name: tuple(value.shape) for name, value in content["state_dict"].items()}
+    now = {name: tuple(value.shape) for name, value in weights.items()}
+    if differ := sorted(name for name in shapes | now if shapes.get(name) != now.get(name)):
+        raise UserError(
+            f"resume={folder}: the model is not that of the checkpoint ({len(differ)} weights differ, {differ[0]} for "
+            "one); start a new run for another model."
+        )
+    if (kind := content["hyper_parameters"]["optimizer"]["_target_"]) != optimizer:
+        raise UserError(
+            f"resume={folder}: the checkpoint holds the state of {kind}, which {optimizer} can't go on with; start a "
+            "new run for another optimizer."
+        )
 
 
 def readable(file: Path) -> dict[str, Any] | None:

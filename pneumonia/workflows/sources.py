@@ -17,6 +17,7 @@ import numpy as np
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pneumonia.config import PACKAGE
 from pneumonia.data.records import CLASSES, Record, parse_name
 from pneumonia.evaluation.checks import Floats, Ints, Strings
 from pneumonia.evaluation.films import Films
@@ -25,6 +26,7 @@ from pneumonia.workflows.films import credit
 
 NEEDED = ("path", "label", "probability")
 LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "NORMAL": 0, "PNEUMONIA": 1}
+REFERENCE = PACKAGE / "reference" / "model.safetensors"  # of experiment=record; model_card.md lies beside it
 SCALED = ("temperature", "threshold_calibrated")
 Row = dict[str, Any]
 
@@ -321,10 +323,13 @@ def class_name(label: int) -> str:
 
 
 def checkpoint_file(name: str) -> Path:
-    """The file that `checkpoint=` names. Raises UserError."""
+    """The file that `checkpoint=` names; `reference` is the net in the package. Raises UserError."""
+    if name == "reference":
+        return REFERENCE
     file = Path(name).expanduser()
     if not file.is_file():
         raise UserError(
-            f"checkpoint={name}: no such file; expected <run>/checkpoints/best.ckpt or <run>/model.safetensors."
+            f"checkpoint={name}: no such file; expected <run>/checkpoints/best.ckpt, <run>/model.safetensors, or "
+            "reference for the net in the package."
         )
     return file

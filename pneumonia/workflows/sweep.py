@@ -9,12 +9,13 @@ import json
 import logging
 import math
 import os
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
@@ -27,7 +28,15 @@ from yaml import YAMLError
 from pneumonia.evaluation.metrics import METRICS
 from pneumonia.settings import CompareConfig, TrainConfig, UserError, launched
 from pneumonia.workflows.comparison import compare
-from pneumonia.workflows.processes import ending_with_sweep, fall_silent, name_lines, one_at_a_time, own_port
+from pneumonia.workflows.processes import (
+    ending_at_sigterm,
+    ending_with_sweep,
+    fall_silent,
+    name_lines,
+    one_at_a_time,
+    own_port,
+)
+from pneumonia.workflows.record import write_json
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +58,7 @@ def run_job(config: TrainConfig) -> float:
         return run_in_sweep(config, folder, fit_and_test) if swept else fit_and_test(config)
     if not one_at_a_time():
         name_lines(folder.name)
-    with only_one(folder / ".hydra" / "lock", wait=swept), own_port(), ending_with_sweep():
+    with only_one(folder / ".hydra" / "lock", wait=swept), own_port(), ending_with_sweep(), ending_at_sigterm():
         return run_in_sweep(config, folder, fit_and_test) if swept else fit_and_test(config)
 
 
@@ -120,10 +129,8 @@ def worst(objective: str) -> float:
 
 def note_failure(folder: Path, error: Exception) -> None:
     """Say in run.json that the job failed, also when it failed before it could open one."""
-    record = read_run(folder) | {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
-    temporary = folder / f".run.json.{os.getpid()}"
-    temporary.write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(temporary, folder / "run.json")
+    reason = f"{type(error).__name__}: {error}"
+    write_json(folder / "run.json", read_run(folder) | {"status": "failed", "reason": reason})
 
 
 def jobs_of(sweep: Path) -> list[dict[str, Any]]:
@@ -177,6 +184,8 @@ class SweepReport(Callback):
         if "optuna" in config.hydra.sweeper._target_:
             quiet_optuna()
         steps = [o for o in config.hydra.overrides.hydra if o.startswith(PROPOSES)]
+        if "optuna" in config.hydra.sweeper._target_:
+            steps.append(f"{config.hydra.sweeper.n_jobs} at once")  # a launcher or another machine changes it
         folder = Path(config.hydra.sweep.dir)
         same_sweep(folder, [*config.hydra.overrides.task, *steps])
         log.info("sweep in %s; broken off, it goes on with the same settings and hydra.sweep.dir=%s", folder, folder)
@@ -229,17 +238,28 @@ def compare_finished(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def same_sweep(folder: Path, overrides: Sequence[str]) -> None:
-    """Keep what the sweep was started with; raise UserError when the folder is another sweep's."""
+    """Keep what the sweep was started with; end the command (code 2) when the folder is another sweep's, or none."""
     file = folder / "sweep.json"
     told = sorted(o for o in map(str, overrides) if not o.startswith("retry_failed="))
-    if file.exists() and (was := json.loads(file.read_text())["overrides"]) != told:
-        raise SystemExit(
-            f"pneumonia.train: hydra.sweep.dir={folder}: another sweep is there ({' '.join(was)}); "
-            "type the same settings to go on with it, or another folder."
+    try:
+        was = json.loads(file.read_text())["overrides"] if file.exists() else told
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        refuse(f"hydra.sweep.dir={folder}: {file} can't be read ({error}); name another folder.")
+    if was != told:
+        refuse(
+            f"hydra.sweep.dir={folder}: another sweep is there ({' '.join(was)}); type the same settings to go on with "
+            "it, or another folder."
         )
+    if not file.exists() and [*folder.glob("run.json"), *folder.glob("*/run.json")]:
+        refuse(f"hydra.sweep.dir={folder}: runs of no sweep are there; name a folder of its own.")
     if launched().rank > 0:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".sweep.json.{os.getpid()}"
-    temporary.write_text(json.dumps({"overrides": told}, indent=2) + "\n")
-    os.replace(temporary, file)
+    write_json(file, {"overrides": told})
+
+
+def refuse(message: str) -> NoReturn:
+    """One line and exit code 2; Hydra would make a warning of an exception."""
+    if launched().rank == 0:
+        print(f"pneumonia.train: {message}", file=sys.stderr)
+    raise SystemExit(2)

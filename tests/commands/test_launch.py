@@ -81,6 +81,7 @@ def test_processes_that_do_not_fit_are_refused_in_one_line(
         taken.bind(("", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
+        assert "MASTER_PORT=abc: expected a port" in told({"MASTER_PORT": "abc"}, films, *GLOO, "trainer.devices=2")
         assert f"MASTER_PORT={port} is in use" in told({"MASTER_PORT": port}, films, *GLOO, "trainer.devices=2")
 
 
@@ -148,6 +149,26 @@ def test_processes_that_get_sigterm_leave_a_run_that_goes_on(phantoms: Path, tmp
     assert status(run) == "interrupted"
     subprocess.run([*TORCHRUN, "-m", "pneumonia.train", f"resume={run}"], check=True, cwd=tmp_path)
     assert status(run) == "finished" and len((run / "metrics.csv").read_text().splitlines()) == 41
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_the_parent_of_spawned_processes_ends_them_all(
+    phantoms: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    typed = [*GLOO, "trainer.devices=2", "epochs=300", f"data.root={phantoms}", f"hydra.run.dir={tmp_path / 'run'}"]
+    with (tmp_path / "log").open("w") as log:
+        parent = subprocess.Popen([sys.executable, "-m", "pneumonia.train", *typed], stdout=log, stderr=log)
+        end = time.monotonic() + 120
+        while not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        parent.send_signal(number)
+        assert parent.wait(60) == code
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
+    assert "goes on" in (tmp_path / "log").read_text()
+    rows = (tmp_path / "run" / "metrics.csv").read_bytes()
+    time.sleep(2)
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == rows  # no child trains on
 
 
 @pytest.mark.slow

@@ -6,11 +6,15 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from resume_cases import SETTINGS, assert_same_end, go_on, kill_after, start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pneumonia.workflows import experiment
 
 Command = Callable[..., None]
 
@@ -109,6 +113,8 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_and_says_so(
     command("train", f"resume={folder}")
     told = capsys.readouterr().out
     assert "last.ckpt is damaged; going on from the one before it" in told and "after epoch 1" in told
+    for name in ("last.ckpt", "previous.ckpt"):  # the damaged one did not take the good one's place
+        torch.load(folder / "checkpoints" / name, weights_only=True)
     assert_same_end(unbroken, folder)
 
 
@@ -161,6 +167,129 @@ def test_settings_that_differ_are_refused_with_a_list_unless_forced(
     assert json.loads((folder / "run.json").read_text())["epochs"] == 3
 
 
+def test_a_run_keeps_its_own_settings_though_the_defaults_have_changed(
+    command: Command, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if label_smoothing's default and a step of the augmentation had been others when the run began."""
+    folder = interrupted(command, phantoms, monkeypatch)
+    file = folder / ".hydra" / "config.yaml"
+    saved = OmegaConf.load(file)
+    saved.label_smoothing, saved.augment.steps = 0.07, [{"_target_": "albumentations.HorizontalFlip", "p": 0.25}]
+    OmegaConf.save(saved, file)
+    before = {file.name: file.read_bytes() for file in (folder / ".hydra").glob("*.yaml")}
+    seen: list[Any] = []
+    monkeypatch.setattr("pneumonia.workflows.experiment.after_training", lambda folder: None)
+    real = experiment.build_datamodule
+    monkeypatch.setattr(
+        experiment, "build_datamodule", lambda config, films: seen.append(config) or real(config, films)
+    )
+    command("train", f"resume={folder}")
+    assert seen[0].label_smoothing == 0.07 and seen[0].augment["steps"] == [
+        {"_target_": "albumentations.HorizontalFlip", "p": 0.25}
+    ]
+    assert seen[0].mixup == 0.2 and seen[0].model["dropout"] == 0.3  # as typed when it began
+    assert before == {file.name: file.read_bytes() for file in (folder / ".hydra").glob("*.yaml")}
+
+
+def test_what_is_refused_leaves_the_runs_settings_and_what_is_forced_is_kept(
+    command: Command, phantoms: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = interrupted(command, phantoms, monkeypatch)
+    before = {file.name: file.read_bytes() for file in (folder / ".hydra").glob("*.yaml")}
+    for typed, message in (
+        (["data.val_fraction=0.3"], "the films are not those of the run"),
+        (["model=compact"], "the model is not that of the checkpoint"),
+        (["optimizer=sgd"], "holds the state of torch.optim.Adam, which torch.optim.SGD can't go on with"),
+    ):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ending:
+            command("train", f"resume={folder}", "force=true", *typed)
+        said = capsys.readouterr()
+        assert ending.value.code == 2 and message in said.out + said.err and "Traceback" not in said.out + said.err
+        assert before == {file.name: file.read_bytes() for file in (folder / ".hydra").glob("*.yaml")}, typed
+    command("train", f"resume={folder}", "force=true", "optimizer.lr=0.005", "epochs=3")
+    assert OmegaConf.load(folder / ".hydra" / "config.yaml").optimizer.lr == 0.005
+    assert "optimizer.lr=0.005" in OmegaConf.load(folder / ".hydra" / "overrides.yaml")
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["-m", "seed=1,2"], "-m beside resume=: one run goes on"),
+        (["hydra.run.dir=elsewhere"], "hydra.run.dir=elsewhere beside resume="),
+        (["force=maybe"], "force=maybe: expected true or false"),
+    ],
+)
+def test_what_does_not_go_with_resume_is_refused(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], typed: list[str], message: str
+) -> None:
+    (tmp_path / "run" / ".hydra").mkdir(parents=True)
+    (tmp_path / "run" / ".hydra" / "overrides.yaml").write_text("[]")
+    (tmp_path / "run" / "run.json").write_text("{}")
+    with pytest.raises(SystemExit) as ending:
+        command("train", "resume=run", *typed)
+    assert ending.value.code == 2 and message in capsys.readouterr().err
+    (tmp_path / "run" / "sweep.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        command("train", "resume=run")
+    assert "this is a sweep's folder" in capsys.readouterr().err
+
+
+def test_last_passes_over_what_never_began_or_cannot_be_read(
+    command: Command, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pneumonia.workflows.resume import newest_unfinished
+
+    folder = interrupted(command, phantoms, monkeypatch)
+    for name, content in (("unstarted", '{"status": "failed"}'), ("emptied", "")):
+        (Path("outputs") / name).mkdir()
+        (Path("outputs") / name / "run.json").write_text(content)
+    assert newest_unfinished() == folder
+
+
+def test_a_run_goes_on_though_files_beside_its_checkpoints_were_emptied(
+    unbroken: Path, command: Command, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a crash of the machine may leave them; what a kill in the midst of a checkpoint left is cleared away."""
+    folder = interrupted(command, phantoms, monkeypatch)
+    (folder / "run.json").write_text("")
+    (folder / "metrics.csv").write_text("")
+    left = folder / "checkpoints" / ".last.ckpt.4711"
+    left.write_bytes(b"half")
+    for checkpoint in folder.glob("checkpoints/*.ckpt"):
+        checkpoint.unlink()
+    command("train", f"resume={folder}")
+    assert not left.exists()
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "finished" and record["earlier_attempts"] == [{"status": "damaged"}]
+    assert (folder / "predictions.csv").read_bytes() == (unbroken / "predictions.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("where", "status", "told"),
+    [
+        ("predict", "interrupted", "goes on"),
+        ("after_training", "finished", "python -m pneumonia.evaluate run="),
+        ("films_of", None, "Interrupted before the run began"),
+    ],
+)
+def test_sigterm_ends_a_run_wherever_it_is(
+    command: Command, phantoms: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    where: str, status: str | None, told: str,
+) -> None:  # fmt: skip
+    def killed(*arguments: Any, **named: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(experiment, where, killed)
+    with pytest.raises(SystemExit) as ending:
+        command("train", *SETTINGS, f"data.root={phantoms}", "hydra.run.dir=run")
+    assert ending.value.code == 143 and told in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) == handler
+    if status:
+        assert json.loads(Path("run/run.json").read_text())["status"] == status
+
+
 def test_what_cannot_be_resumed_is_refused(
     command: Command, phantoms: Path, films_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -190,10 +319,14 @@ def test_early_stopping_decided_before_a_kill_is_kept(tmp_path: Path) -> None:
     class Trainer:
         should_stop = False
 
-    stop = StopEarly("val/loss", patience=2)
-    stop.wait_count = 2
-    stop.on_train_start(Trainer(), None)  # type: ignore[arg-type]
-    assert Trainer.should_stop or stop.wait_count >= stop.patience
+    def stops(patience: int, waited: int) -> bool:
+        stop, trainer = StopEarly("val/loss", patience=patience), Trainer()
+        stop.wait_count = waited
+        stop.on_train_start(trainer, None)  # type: ignore[arg-type]
+        return trainer.should_stop
+
+    assert stops(2, 2) and not stops(2, 1)
+    assert stops(0, 1) and not stops(0, 0)  # with patience=0 a run must begin all the same
 
 
 def test_sigterm_ends_a_run_with_a_message_and_whole_checkpoints(phantoms: Path, tmp_path: Path) -> None:

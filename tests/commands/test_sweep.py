@@ -57,8 +57,18 @@ def test_finished_jobs_are_skipped_and_a_failed_one_ends_nothing_else(
 def test_another_sweeps_folder_is_refused(command: Command, phantoms: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ("-m", "trainer=debug", "data.image_size=32", f"data.root={phantoms}", "hydra.sweep.dir=sweep")
     command("train", *small, "seed=1,2")
-    with pytest.raises(SystemExit, match="another sweep is there"):
-        command("train", *small, "seed=3,4")
+
+    def refused(*typed: str) -> str:
+        with pytest.raises(SystemExit) as ending:
+            command("train", *small, *typed)
+        assert ending.value.code == 2
+        return capsys.readouterr().err
+
+    assert "another sweep is there" in refused("seed=3,4")
+    Path("sweep/sweep.json").write_text("")
+    assert "can't be read" in refused("seed=1,2")
+    Path("sweep/sweep.json").unlink()
+    assert "runs of no sweep are there" in refused("seed=1,2")
 
 
 def test_a_killed_sweep_goes_on_and_ends_as_an_unbroken_one(phantoms: Path, tmp_path: Path) -> None:
