@@ -164,6 +164,7 @@ class TrainConfig:
     cutmix: float = MISSING
     border_out: float = MISSING
     lungs_out: float = MISSING
+    random_conv: float = MISSING
     ema: float | None = None
     standardize: bool = MISSING
     flip_average: bool = MISSING
@@ -189,6 +190,7 @@ class TrainConfig:
         in_range("cutmix", self.cutmix, 0, 10)
         in_range("border_out", self.border_out, 0, 0.5)
         in_range("lungs_out", self.lungs_out, 0, 0.5)
+        in_range("random_conv", self.random_conv, 0, 1)
         in_range("ema", self.ema, 0, 0.99999, open_low=True)
         in_range("gradient_clip", self.gradient_clip, 0, open_low=True)
         in_range("unfreeze_epoch", self.unfreeze_epoch, 0)

@@ -2,8 +2,11 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d, pad
 
 BORDER = 0.15  # share of each side that is border, as in the shortcut audit
+KERNELS = (1, 3, 5, 7)  # pixels a side
+FILTERED = 0.8  # the most that a filtered film counts beside the film itself
 GREY = 128.0  # what takes the place of the centre: one value for all films, since a film's own mean tells its exposure
 
 
@@ -12,6 +15,9 @@ class Mix(nn.Module):
 
     mixup      Zhang et al. 2018, arXiv:1710.09412, by torchvision; 0: none.
     cutmix     Yun et al. 2019, arXiv:1905.04899, by torchvision; 0: none. With both, half of the batches get each.
+    random_conv share of the batch that is seen through a random filter (RandConv, Xu et al. 2021, arXiv:2007.13003): a
+               mix of the film and its convolution with a kernel of its own, of 1, 3, 5 or 7 pixels a side, at the
+               film's mean and deviation. Texture and sharpness, by which machines differ, tell nothing; shapes stay.
     border_out share of the batch whose border becomes one grey, drawn for each film, its target kept: the lungs must be
                enough, whatever frame or page is around them.
     lungs_out  share of the batch whose centre is blanked and whose target is 1/2: where there are no lungs there is
@@ -21,9 +27,11 @@ class Mix(nn.Module):
     """
 
     def __init__(
-        self, mixup: float = 0.0, cutmix: float = 0.0, border_out: float = 0.0, lungs_out: float = 0.0
-    ) -> None:
+        self, mixup: float = 0.0, cutmix: float = 0.0, border_out: float = 0.0, lungs_out: float = 0.0,
+        random_conv: float = 0.0,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.random_conv = random_conv
         self.border_out = border_out
         self.lungs_out = lungs_out
         self.mixers: list[nn.Module] = []
@@ -35,6 +43,9 @@ class Mix(nn.Module):
 
     def forward(self, film: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         film = film.float()
+        if self.random_conv:
+            seen = torch.rand(len(film), device=film.device) < self.random_conv
+            film = torch.where(seen.view(-1, 1, 1, 1), through_random_filters(film), film)
         if self.mixers:
             mixer = self.mixers[int(torch.randint(len(self.mixers), ()))]
             film, both = mixer(film, target.long())
@@ -48,6 +59,19 @@ class Mix(nn.Module):
         frame = 255 * torch.rand(len(film), 1, 1, 1, device=film.device)
         film = torch.where(without_border.view(-1, 1, 1, 1) & ~centre_of(film), frame, film)
         return film, torch.where(without_lungs, 0.5, target)
+
+
+def through_random_filters(film: Tensor) -> Tensor:
+    """Grey [N, 1, S, S] in 0 .. 255 -> the same, each film through a filter of its own; at most FILTERED of it."""
+    side = KERNELS[int(torch.randint(len(KERNELS), ()))]
+    kernel = torch.randn(len(film), 1, side, side, device=film.device)
+    padded = pad(film.transpose(0, 1), [side // 2] * 4, mode="reflect")
+    with torch.autocast(film.device.type, enabled=False):
+        filtered = conv2d(padded, kernel, groups=len(film)).transpose(0, 1)
+    share = FILTERED * torch.rand(len(film), 1, 1, 1, device=film.device)
+    mean, std = film.mean((1, 2, 3), keepdim=True), film.std((1, 2, 3), keepdim=True)
+    like = (filtered - filtered.mean((1, 2, 3), keepdim=True)) / filtered.std((1, 2, 3), keepdim=True).clamp(min=1e-3)
+    return (share * (like * std + mean) + (1 - share) * film).clamp(0, 255)
 
 
 def centre_of(film: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from pneumonia.training import mixing
 from pneumonia.training.mixing import GREY, Mix
 
 
@@ -59,8 +60,39 @@ def test_without_border_the_target_and_the_centre_stay_and_the_frame_is_one_grey
     assert torch.equal(mixed_target[bare], target[bare])
 
 
+def test_a_share_is_seen_through_filters_of_their_own_and_keeps_its_tone() -> None:
+    """Smooth films, alike but for their places in the batch: the filtered ones differ from each other, too."""
+    ramp = torch.linspace(60, 190, 40)
+    film = (ramp + ramp[:, None]).div(2).round().byte().expand(2000, 1, 40, 40)
+    torch.manual_seed(0)
+    mixed, target = Mix(random_conv=0.4)(film, torch.zeros(2000))
+    same = (mixed == film.float()).flatten(1).all(1)
+    assert 1 - same.float().mean() == pytest.approx(0.4, abs=0.03) and not target.any()
+    assert len(mixed[~same].unique(dim=0)) == (~same).sum()
+    assert mixed.min() >= 0 and mixed.max() <= 255
+    assert mixed[~same].mean((1, 2, 3)) == pytest.approx(film[0].float().mean().item(), abs=12)
+    assert (mixed[~same].std((1, 2, 3)) <= film[0].float().std() + 1).all()
+
+
+@pytest.mark.parametrize("side", [1, 3, 5, 7])
+def test_a_filter_is_the_films_own_convolution(monkeypatch: pytest.MonkeyPatch, side: int) -> None:
+    """With nothing of the film itself left, what comes is an affine map of a convolution by some kernel."""
+    monkeypatch.setattr(mixing, "KERNELS", (side,))
+    monkeypatch.setattr(mixing, "FILTERED", 1.0)
+    monkeypatch.setattr(torch, "rand", torch.ones)
+    film = batch(4, 30)[0].float() * 0.2 + 100  # far from 0 and 255, so that nothing is cut
+    seen = mixing.through_random_filters(film)
+    inner = slice(3, -3)
+    for before, after in zip(film[:, 0], seen[:, 0], strict=True):
+        patches = torch.nn.functional.unfold(before[None, None], 7)[0].T
+        design = torch.cat([patches, torch.ones(len(patches), 1)], 1)
+        wanted = after[inner, inner].reshape(-1, 1)
+        fitted = design @ torch.linalg.lstsq(design.double(), wanted.double()).solution.float()
+        torch.testing.assert_close(fitted, wanted, atol=0.05, rtol=0)
+
+
 def test_the_same_seed_gives_the_same_batch() -> None:
-    mix, drawn = Mix(0.4, 1.0, 0.1, 0.1), []
+    mix, drawn = Mix(0.4, 1.0, 0.1, 0.1, 0.5), []
     for _ in range(2):
         torch.manual_seed(3)
         drawn.append(mix(*batch()))
