@@ -1,0 +1,57 @@
+"""The net in the package: small, whole, told by its card, and worth something on films that it was trained beside."""
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from pneumonia.data.exported import read_told
+from pneumonia.workflows.sources import REFERENCE
+
+Command = Callable[..., None]
+
+
+def test_its_card_names_the_file_and_what_it_does_to_a_film() -> None:
+    card, told = (REFERENCE.parent / "model_card.md").read_text(), read_told(REFERENCE)
+    assert hashlib.sha256(REFERENCE.read_bytes()).hexdigest() in card
+    assert REFERENCE.stat().st_size < 2_000_000
+    assert "Not for clinical use" in card and "10.17632/rscbjbr9sj" in card and "experiment=record" in card
+    assert told["recipe"]["image_size"] == 112 and 0 < told["recipe"]["threshold"] < 1
+    assert "Kermany" in told["recipe"]["films"]
+
+
+def test_it_tells_real_films_apart(command: Command, real_films: Path, tmp_path: Path) -> None:
+    """Sixty films of the official training set; what it is worth on others stands in the card."""
+    listed = [
+        f"{file},{label}"
+        for label, name in ((0, "NORMAL"), (1, "PNEUMONIA"))
+        for file in sorted((real_films / "train" / name).iterdir())[:30]
+    ]
+    Path("films.csv").write_text("\n".join(["path,label", *listed]) + "\n")
+    command("predict", "checkpoint=reference", "images=films.csv")
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").open()))
+    assert len(rows) == 60 and len({row["threshold"] for row in rows}) == 1
+    assert roc_auc_score([int(row["label"]) for row in rows], [float(row["probability"]) for row in rows]) > 0.95
+
+
+def test_it_can_be_explained(command: Command, phantoms: Path, tmp_path: Path) -> None:
+    command(
+        "explain", "checkpoint=reference", f"images={phantoms / 'test' / 'PNEUMONIA'}", "count=1", "output=here",
+        "attribution=integrated_gradients", "attribution.n_steps=300",
+    )  # fmt: skip
+    assert any((tmp_path / "here").rglob("*.png"))
+
+
+@pytest.mark.parametrize("key", ["_target_", "stem"])
+def test_it_is_the_model_of_the_files(key: str) -> None:
+    """A change of conf/model/compact.yaml would leave a card that tells of another recipe."""
+    from omegaconf import OmegaConf
+
+    from pneumonia.config import CONF
+
+    spec = read_told(REFERENCE)["hyper_parameters"]["model"]
+    assert json.dumps(spec[key]) == json.dumps(OmegaConf.load(CONF / "model" / "compact.yaml")[key])
