@@ -9,7 +9,7 @@ from pathlib import Path
 from pneumonia.data.audit import standing
 from pneumonia.data.cache import FilmCache, FilmFiles, Line, cache_films, damaged
 from pneumonia.data.download import download_films
-from pneumonia.data.records import Record, bad_files_message, fingerprint_films, read_manifest, scan_folder
+from pneumonia.data.records import Record, bad_files_message, fingerprint_films, parse_name, read_manifest, scan_folder
 from pneumonia.data.split import class_counts, split_by_patient
 from pneumonia.data.synthetic import FORMAT, draw_films
 from pneumonia.settings import DataConfig, PrepareConfig, TrainConfig, UserError
@@ -58,7 +58,8 @@ def films_of(data: DataConfig, seed: int) -> Films:
         )
     split = split_by_patient(opened, data.val_fraction, seed, data.folds, data.fold)
     notes += leaks(split)
-    return Films(root, split, pixels, bad, notes, credit(data, understood=not unknown))
+    understood = all(parse_name(Path(record.path).stem, "strict") for record in split)
+    return Films(root, split, pixels, bad, notes, credit(data, understood))
 
 
 def leaks(records: list[Record]) -> list[str]:
@@ -82,10 +83,10 @@ def described(record: Record, line: Line) -> Record:
 
 
 def credit(data: DataConfig, understood: bool) -> str:
-    """Whom figures that show films must name; a list of one's own films names nobody."""
+    """Whom figures that show films must name; films whose names are not all `understood` as Kermany's name nobody."""
     if data.source == "synthetic":
         return "Films: synthetic phantoms, no patients"
-    if data.manifest or not understood:
+    if not understood:
         return ""
     return "Films: Kermany, Zhang, Goldbaum 2018, doi:10.17632/rscbjbr9sj, CC BY 4.0"
 

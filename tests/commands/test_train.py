@@ -134,6 +134,11 @@ def test_a_hospitals_own_list_trains_with_a_warning_for_films_without_patient(
     command("train", "trainer=debug", "data.image_size=32", "data.manifest=films.csv", "hydra.run.dir=run")
     assert "1 film names follow no known pattern" in capsys.readouterr().out
     assert json.loads((tmp_path / "run/metrics.json").read_text()).keys() == {"val"}  # no test films, no test figures
+    assert "Kermany" not in (tmp_path / "run/model_card.md").read_text()
+    command("train", "trainer=debug", "data.image_size=32", f"data.root={phantoms}", "hydra.run.dir=named")
+    again = (f"data.root={phantoms}", "data.manifest=named/manifest.csv", "hydra.run.dir=listed")
+    command("train", "trainer=debug", "data.image_size=32", *again)
+    assert "10.17632/rscbjbr9sj" in (tmp_path / "listed/model_card.md").read_text()  # phantoms are named as theirs are
 
 
 @pytest.mark.parametrize(
