@@ -34,6 +34,7 @@ Predict = Callable[[Images], ArrayLike]
 Corruption = Callable[[Film, np.random.Generator], Film]
 
 FILMS_AT_ONCE = 256
+FRAMED = ("as_is", "zoom_in", "zoom_out", "aspect_tall", "aspect_wide")
 MARGIN = 0.08  # of each side
 
 
@@ -53,6 +54,7 @@ class Stress:
 
     pooled: the AUROC of all films under all corruptions in one ranking. A corruption that moves every film alike leaves
     each row's AUROC; this one it lowers, since one threshold must serve all.
+    framing: the same over FRAMED alone; None unless all of them are there.
     """
 
     threshold: float
@@ -60,6 +62,7 @@ class Stress:
     rows: tuple[Stressed, ...]
     mean: Estimate
     pooled: Estimate
+    framing: Estimate | None
     worst: str | None
 
 
@@ -110,7 +113,10 @@ def stress_table(
     interval = width_or_none(percentile_interval(np.mean(drawn[1:], axis=0), level))
     worst = min(known, key=lambda name: known[name], default=None)
     together = pooled(scores, truth, keys, seed, level, resamples)
-    return Stress(float(threshold), clean, tuple(others), Estimate(mean, interval, truth.size), together, worst)
+    framed = {name: scores[name] for name in FRAMED if name in scores}
+    framing = pooled(framed, truth, keys, seed, level, resamples) if len(framed) == len(FRAMED) else None
+    middle = Estimate(mean, interval, truth.size)
+    return Stress(float(threshold), clean, tuple(others), middle, together, framing, worst)
 
 
 def pooled(

@@ -409,6 +409,8 @@ def describe(evidence: Mapping[str, Any]) -> None:
         lowest = f"; lowest under {stress['worst'].replace('_', ' ')}" if stress["worst"] else ""
         log.info("stress AUROC on val  %s, mean of %d corruptions%s", cell(stress["mean"]), len(stress["rows"]), lowest)
         log.info("pooled               %s, all of them in one ranking", cell(stress["pooled"]))
+        if stress["framing"]:
+            log.info("framing              %s, zoom and aspect in one ranking", cell(stress["framing"]))
     for note in evidence["notes"]:
         log.warning("%s", note)
     found = evidence["verdict"]

@@ -41,6 +41,7 @@ def test_the_validation_films_are_stressed_at_the_locked_threshold(
     assert "| gamma darker |" in (copy / "report.md").read_text()
     told = capsys.readouterr().out
     assert "stress AUROC on val" in told and "all of them in one ranking" in told
+    assert found["framing"]["n"] == val["n"] and "zoom and aspect in one ranking" in told and "(zoom, aspect)" in page
     assert found["pooled"]["interval"][0] <= found["pooled"]["value"] <= found["pooled"]["interval"][1]
     assert "In one ranking of all films under all corruptions" in page
     first = (copy / "evidence.json").read_bytes()

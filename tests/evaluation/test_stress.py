@@ -3,7 +3,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from pneumonia.evaluation import stress as room
-from pneumonia.evaluation.stress import CORRUPTIONS, corrupted, stress, stress_scores, stress_table
+from pneumonia.evaluation.stress import CORRUPTIONS, FRAMED, corrupted, stress, stress_scores, stress_table
 
 
 @pytest.fixture
@@ -126,6 +126,12 @@ def test_a_shift_of_all_films_leaves_each_ranking_and_lowers_the_pooled_one(labe
     both, truth = np.concatenate([base, base + 0.3]), np.tile(label, 2)
     assert found.pooled.value == pytest.approx(roc_auc_score(truth, both)) == pytest.approx(0.75)
     assert found.pooled.n == 60 and found.pooled.interval is None  # every resample ranks alike
+    assert found.framing is None
+    framed = {name: base + 0.3 * (name == "aspect_tall") for name in FRAMED}
+    found = stress_table(framed | {"noise_mild": np.flip(base)}, label, 0.2, resamples=200)
+    seen = np.concatenate([framed[name] for name in FRAMED])
+    assert found.framing.value == pytest.approx(roc_auc_score(np.tile(label, 5), seen))
+    assert found.framing.value > found.pooled.value
 
 
 def test_a_perfect_model_is_not_certain(label):
