@@ -1,6 +1,7 @@
 """Films for the tests: phantoms drawn once a session, and the real ones where they lie beside the project."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,7 +56,11 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., No
         films_of.cache_clear()  # a new command is a new process, which remembers nothing
         module = importlib.import_module(f"pneumonia.{name}")
         monkeypatch.setattr("sys.argv", [f"pneumonia.{name}", *arguments])
-        module.main()
+        try:
+            module.main()
+        finally:
+            if "torch" in sys.modules:
+                sys.modules["torch"].use_deterministic_algorithms(False)  # what deterministic=true leaves on
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PNEUMONIA_CACHE", str(tmp_path / "cache"))

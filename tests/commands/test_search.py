@@ -50,7 +50,11 @@ def search(
 
 
 def test_a_search_that_goes_on_proposes_the_trials_of_an_unbroken_one_and_runs_none_twice(
-    command: Command, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command,
+    phantoms: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     unbroken = search(command, monkeypatch, phantoms, "hydra.sweep.dir=unbroken")
     assert len(set(unbroken.ran)) == 8
@@ -62,8 +66,10 @@ def test_a_search_that_goes_on_proposes_the_trials_of_an_unbroken_one_and_runs_n
     assert {"finished", "failed"} == {row["status"] for row in rows}
     more = search(command, monkeypatch, phantoms, "hydra.sweep.dir=broken", "hydra.sweeper.n_trials=9")
     assert len(more.ran) == 1
-    with pytest.raises(SystemExit, match="another sweep is there"):
-        command("train", *SHORT, f"data.root={phantoms}", "hydra.sweep.dir=broken", "hydra.sweeper.sampler.seed=5")
+    for other in ("hydra.sweeper.sampler.seed=5", "hydra/launcher=joblib"):  # joblib proposes several together
+        with pytest.raises(SystemExit) as ending:
+            command("train", *SHORT, f"data.root={phantoms}", "hydra.sweep.dir=broken", other)
+        assert ending.value.code == 2 and "another sweep is there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", choices("search"))
