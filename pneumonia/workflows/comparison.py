@@ -37,7 +37,7 @@ POINTS = 200  # of a drawn curve
 SETTINGS = 6  # that are shown, of those in which runs differ
 LONGEST = 24  # characters of a value that is shown
 PLACES = ("trainer.", "data.root", "data.manifest", "data.cache", "data.num_workers", "model.image_size")  # say nothing
-SEEDS_AND_FOLDS = ("seed",)  # settings in which runs of one group differ, beside data.fold
+SEEDS_AND_FOLDS = ("seed", "data.fold", "data.manifest")  # in which runs of one group may differ
 
 
 def runs_of(config: CompareConfig) -> list[Run]:
@@ -121,12 +121,12 @@ def run_of(name: str, source: Source, part: int, config: CompareConfig) -> Run:
     return Run(name, val, test, point.threshold, group_of(source), part, stressed)
 
 
-def differences(sources: dict[str, Source]) -> dict[str, str]:
-    """{name: the settings in which the runs differ}, as they are typed; at most SETTINGS of them."""
+def differences(sources: dict[str, Source], without: Sequence[str] = ()) -> dict[str, str]:
+    """{name: the settings in which the runs differ}, as they are typed; at most SETTINGS of them, none of `without`."""
     flat = {name: dict(flattened(source.config)) for name, source in sources.items()}
     keys = list(dict.fromkeys(key for settings in flat.values() for key in settings))
     differing = [key for key in keys if len({str(settings.get(key)) for settings in flat.values()}) > 1]
-    chosen = [key for key in differing if not key.startswith(PLACES)][:SETTINGS]
+    chosen = [key for key in differing if not key.startswith(PLACES) and key not in without][:SETTINGS]
     return {name: " ".join(f"{key}={shortened(flat[name].get(key))}" for key in chosen) for name in flat}
 
 
@@ -145,14 +145,12 @@ def flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
 
 
 def group_of(source: Source) -> str:
-    """Names what runs of one group share: all settings but seed and fold; the model's name, and a short hash."""
-    settings = {key: value for key, value in source.config.items() if key not in SEEDS_AND_FOLDS}
-    if "data" in settings:
-        settings["data"] = {key: value for key, value in settings["data"].items() if key != "fold"}
+    """Names what runs of one group share: all settings but seed, fold and manifest; the model's name, a short hash."""
+    settings = {key: value for key, value in flattened(source.config) if key not in SEEDS_AND_FOLDS}
     if not settings:
         return source.folder.resolve().name
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:6]
-    model = str(settings.get("model", {}).get("_target_", "run")).rpartition(".")[2]
+    model = str(settings.get("model._target_", "run")).rpartition(".")[2]
     return f"{model} {digest}"
 
 
@@ -170,6 +168,8 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(str(error)) from error
     told = differences(sources)
+    recipe = differences(sources, SEEDS_AND_FOLDS)
+    recipes = {run.group: recipe[run.name] for run in runs}
     tested_on = "test" if any(run.test is not run.val for run in runs) else "val"
     board = {
         "judged_on": told_split(next(iter(sources.values())), tested_on), "credit": credit_of(sources),
@@ -182,7 +182,11 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         "validation_parts": len({run.fold for run in runs}),
         "columns": columns(config.metric, tested_on),
         "rows": [line(entry, voted, told) for entry in entries],
-        "spread": [asdict(row) for row in spread(runs, config.metric) if row.split in ("val", tested_on)],
+        "spread": [
+            asdict(row) | {"settings": recipes[row.group]}
+            for row in spread(runs, config.metric)
+            if row.split in ("val", tested_on)
+        ],
         "roc": {entry.run.name: curve(entry.run) for entry in entries},
     }  # fmt: skip
     board = rounded(board)

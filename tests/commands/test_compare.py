@@ -139,6 +139,7 @@ def test_a_sweep_of_two_recipes_over_two_seeds_without_test_is_told_by_its_means
     first = board["rows"][0]["name"]
     assert [row["name"][-1] for row in board["rows"] if row["against"]] == [first[-1]]
     assert [(row["n"], row["split"]) for row in board["spread"]] == [(2, "val")] * 2
+    assert {row["settings"] for row in board["spread"]} == {"model.dropout=0.0", "model.dropout=0.1"}
     by_name = {row["name"]: row["val"]["auroc"] for row in board["rows"]}
     means = sorted((by_name[f"{name}0"] + by_name[f"{name}1"]) / 2 for name in ("good", "bad"))
     assert sorted(row["mean"] for row in board["spread"]) == pytest.approx(means)
