@@ -58,7 +58,9 @@ def films_of(data: DataConfig, seed: int) -> Films:
         )
     split = split_by_patient(opened, data.val_fraction, seed, data.folds, data.fold)
     notes += leaks(split)
-    understood = all(parse_name(Path(record.path).stem, "strict") for record in split)
+    understood = not unknown
+    if data.manifest:  # its own patient column may stand in for names that tell none
+        understood = all(parse_name(Path(record.path).stem, "strict") for record in split)
     return Films(root, split, pixels, bad, notes, credit(data, understood))
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from pneumonia.settings import usable_cores
 
@@ -30,7 +31,7 @@ PACKAGES = (
 @contextmanager
 def written(file: Path) -> Iterator[Path]:
     """A name beside `file` to write to, renamed to it when the block ends well, else removed: whole or not there."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary = file.with_name(f".{file.name}.{uuid4().hex}")  # other machines may write the same file
     try:
         yield temporary
         with temporary.open("rb") as stream:

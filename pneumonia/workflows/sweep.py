@@ -8,7 +8,6 @@ import csv
 import json
 import logging
 import math
-import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
-from uuid import uuid4
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
@@ -36,7 +34,8 @@ from pneumonia.workflows.processes import (
     one_at_a_time,
     own_port,
 )
-from pneumonia.workflows.record import write_json
+from pneumonia.workflows.record import write_json, written
+from pneumonia.workflows.sources import read_json
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +87,7 @@ def only_one(lock: Path, wait: bool) -> Iterator[None]:
 
 def run_in_sweep(config: TrainConfig, folder: Path, train: Callable[[TrainConfig], float]) -> float:
     """`train`, only if the job is not finished yet, and without letting an error end the other jobs; the objective."""
-    status = read_run(folder).get("status")
+    status = read_json(folder / "run.json").get("status")
     if status == "finished" or (status == "failed" and not config.retry_failed):
         log.info("%s: %s already, skipped", folder.name, status)
         return stored_objective(folder, config.objective)
@@ -107,17 +106,9 @@ def run_in_sweep(config: TrainConfig, folder: Path, train: Callable[[TrainConfig
             write_leaderboard(folder.parent)
 
 
-def read_run(folder: Path) -> dict[str, Any]:
-    """run.json of a job; empty when there is none or it can't be read."""
-    try:
-        return dict(json.loads((folder / "run.json").read_text()))
-    except (OSError, ValueError):
-        return {}
-
-
 def stored_objective(folder: Path, objective: str) -> float:
     """What a job that ended reached, as its sweeper was told then."""
-    record = read_run(folder)
+    record = read_json(folder / "run.json")
     value = record.get("objective", {}).get("value") if record["status"] == "finished" else None
     return worst(objective) if value is None else float(value)
 
@@ -130,7 +121,7 @@ def worst(objective: str) -> float:
 def note_failure(folder: Path, error: Exception) -> None:
     """Say in run.json that the job failed, also when it failed before it could open one."""
     reason = f"{type(error).__name__}: {error}"
-    write_json(folder / "run.json", read_run(folder) | {"status": "failed", "reason": reason})
+    write_json(folder / "run.json", read_json(folder / "run.json") | {"status": "failed", "reason": reason})
 
 
 def jobs_of(sweep: Path) -> list[dict[str, Any]]:
@@ -138,7 +129,7 @@ def jobs_of(sweep: Path) -> list[dict[str, Any]]:
     rows = []
     for file in sorted(sweep.glob("*/.hydra/overrides.yaml")):
         folder = file.parent.parent
-        record = read_run(folder)
+        record = read_json(folder / "run.json")
         objective = record.get("objective", {})
         rows.append(
             {
@@ -166,12 +157,10 @@ def overrides_of(file: Path) -> list[str]:
 def write_leaderboard(sweep: Path) -> list[dict[str, Any]]:
     """leaderboard.csv of the sweep so far, ranked on the objective, which is a validation figure."""
     rows = jobs_of(sweep)
-    temporary = sweep / f".leaderboard.csv.{uuid4().hex}"  # jobs may write it at once, on several machines
-    with temporary.open("w", newline="") as stream:
+    with written(sweep / "leaderboard.csv") as temporary, temporary.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(temporary, sweep / "leaderboard.csv")
     return rows
 
 
@@ -181,10 +170,9 @@ class SweepReport(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if launched().rank > 0:
             fall_silent()
-        if "optuna" in config.hydra.sweeper._target_:
-            quiet_optuna()
         steps = [o for o in config.hydra.overrides.hydra if o.startswith(PROPOSES)]
         if "optuna" in config.hydra.sweeper._target_:
+            quiet_optuna()
             steps.append(f"{config.hydra.sweeper.n_jobs} at once")  # a launcher or another machine changes it
         folder = Path(config.hydra.sweep.dir)
         same_sweep(folder, [*config.hydra.overrides.task, *steps])

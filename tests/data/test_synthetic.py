@@ -152,7 +152,7 @@ def test_the_histogram_does_not_tell_the_classes_apart(films, split):
     folds = StratifiedGroupKFold(5, shuffle=True, random_state=0)
     groups = [patient(path) for path in films[split]]
     logit = cross_val_predict(LogisticRegression(), shares, target, groups=groups, cv=folds, method="decision_function")
-    assert roc_auc_score(target, logit) < 0.55  # well below 0.5, as folds of few films can be, tells nothing either
+    assert 0.45 < roc_auc_score(target, logit) < 0.55
 
 
 def test_the_test_films_come_from_another_machine(films):
