@@ -86,6 +86,7 @@ class DataConfig:
     val_fraction: float = 0.2
     folds: int | None = None
     fold: int | None = None
+    held_out: str | None = None
     patient_key: str = "strict"
     on_bad_file: str = "error"
     batch_size: int = 32
@@ -114,6 +115,8 @@ class DataConfig:
             )
         if (self.folds is None) != (self.fold is None):
             raise UserError("data.folds and data.fold go together: type data.folds=5 data.fold=0 (fold counts from 0).")
+        if self.held_out is not None and self.folds is not None:
+            raise UserError(f"data.held_out={self.held_out} and data.folds={self.folds}: expected one of them.")
         in_range("data.folds", self.folds, 2)
         in_range("data.fold", self.fold, 0, (self.folds or 1) - 1)
 
@@ -166,8 +169,9 @@ class TrainConfig:
     lungs_out: float = MISSING
     random_conv: float = MISSING
     ema: float | None = None
-    standardize: bool = MISSING
+    standardize: str = MISSING
     flip_average: bool = MISSING
+    crop_average: bool = MISSING
     gradient_clip: float | None = None
     unfreeze_epoch: int | None = None
     test: bool = MISSING
@@ -182,6 +186,7 @@ class TrainConfig:
         if self.stop_on is not None:
             one_of("stop_on", self.stop_on, OBJECTIVES)
         one_of("balance", self.balance, ("none", "weighted_loss", "weighted_sampler"))
+        one_of("standardize", self.standardize, ("none", "centre", "local"))
         in_range("seed", self.seed, 0, 2**31)
         in_range("epochs", self.epochs, 1)
         in_range("patience", self.patience, 0)
@@ -217,6 +222,7 @@ class OperatingPointConfig:
     minimum: float | None = None
     cost_ratio: float | None = None
     stressed: bool = False
+    runs: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         one_of("operating_point.rule", self.rule, RULES)
@@ -297,6 +303,10 @@ class CompareConfig:
     def __post_init__(self) -> None:
         if not self.runs:
             raise UserError("runs is not set: type runs=<sweep folder>, or a list as 'runs=[outputs/a,outputs/b]'.")
+        if self.operating_point.runs:
+            raise UserError(
+                "operating_point.runs is for evaluate: compare judges each run at a threshold of its own validation."
+            )
         in_range("ensemble", self.ensemble, 0)
         in_range("level", self.level, 0.5, 0.999)
         in_range("resamples", self.resamples, 100, 100_000)

@@ -7,6 +7,8 @@ seed over groups in name order, so the order in which a disk lists its files cha
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import PurePath
 
 import numpy as np
 
@@ -15,17 +17,20 @@ from pneumonia.settings import UserError
 
 
 def split_by_patient(
-    records: Sequence[Record], fraction: float, seed: int, folds: int | None = None, fold: int | None = None
-) -> list[Record]:
+    records: Sequence[Record], fraction: float, seed: int, folds: int | None = None, fold: int | None = None,
+    held_out: str | None = None,
+) -> list[Record]:  # fmt: skip
     """`records` with split train, val or test; test records, and a split that names val already, stay as they are.
 
-    `fraction` of each class validates; with `folds`, fold number `fold` of k does. Raises UserError when there are too
-    few patients to have both classes on both sides.
+    `fraction` of each class validates; with `folds`, fold number `fold` of k does; with `held_out`, of the classes that
+    have films of such names these do. Raises UserError when there are too few patients to have both classes on both
+    sides.
     """
     if any(record.split == "val" for record in records):
-        if folds is not None:
+        if folds is not None or held_out is not None:
             raise UserError(
-                "data.folds: the manifest names its val films already; take its split column out to split anew."
+                f"data.{'held_out' if folds is None else 'folds'}: the manifest names its val films already; take its "
+                "split column out to split anew."
             )
         check_splits(records)
         return list(records)
@@ -35,6 +40,7 @@ def split_by_patient(
     check_enough(label, group, folds or 2)
     if folds is None:
         validates = choose(label, group, fraction, seed)
+        validates = validates if held_out is None else hold_out(development, held_out, label, group, validates)
     else:
         assert fold is not None
         validates = choose_fold(label, group, folds, fold, seed)
@@ -86,6 +92,21 @@ def choose(label: np.ndarray, group: np.ndarray, fraction: float, seed: int) -> 
     return chosen[group]
 
 
+def hold_out(
+    records: Sequence[Record], pattern: str, label: np.ndarray, group: np.ndarray, validates: np.ndarray
+) -> np.ndarray:
+    """Mask [N] of the validation films: those of the file names `pattern` with their patients' others; in a class that
+    has none, `validates`. Raises UserError where no name fits."""
+    named = np.array([fnmatchcase(PurePath(record.path).name, pattern) for record in records])
+    if not named.any():
+        raise UserError(
+            f"data.held_out={pattern}: no training film has such a name; expected a pattern as NORMAL2-*, and there is "
+            f"{PurePath(records[0].path).name} for one."
+        )
+    held = np.isin(group, group[named])
+    return np.where(np.isin(label, label[held]), held, validates)
+
+
 def choose_fold(label: np.ndarray, group: np.ndarray, folds: int, fold: int, seed: int) -> np.ndarray:
     """Mask [N] of the films of fold `fold` of `folds`; over all folds each film validates once."""
     from sklearn.model_selection import StratifiedGroupKFold
@@ -104,7 +125,7 @@ def check_splits(records: Sequence[Record]) -> None:
             lacking = ", ".join(name for number, name in enumerate(CLASSES) if number not in present)
             raise UserError(
                 f"The {split} split has no {lacking} films; both classes are needed. Add films or patients, or change "
-                "data.val_fraction."
+                "data.val_fraction or data.held_out."
             )
 
 

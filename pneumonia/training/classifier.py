@@ -19,8 +19,9 @@ from torchmetrics.utilities import dim_zero_cat
 
 from pneumonia.build import build
 from pneumonia.data.dataset import Batch
-from pneumonia.training.mixing import BORDER, Mix
+from pneumonia.training.mixing import Mix
 from pneumonia.training.schedules import Factor
+from pneumonia.training.views import KEPT, STANDARDIZE, middle
 
 
 class Classifier(L.LightningModule):
@@ -41,8 +42,9 @@ class Classifier(L.LightningModule):
         label_smoothing: float = 0.0,
         channels_last: bool = True,
         mixing: dict[str, float] | None = None,
-        standardize: bool = False,
+        standardize: str | bool = "none",
         flip_average: bool = False,
+        crop_average: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -53,8 +55,11 @@ class Classifier(L.LightningModule):
         self.schedule = schedule
         self.label_smoothing = label_smoothing
         self.mix = Mix(**mixing or {})
-        self.standardize = standardize
+        if isinstance(standardize, bool):  # as the first checkpoints tell it
+            standardize = "centre" if standardize else "none"
+        self.standardized = STANDARDIZE[standardize]
         self.flip_average = flip_average
+        self.crop_average = crop_average
         self.build_optimizer()  # settings that don't fit are told before the films are touched
         self.build_factor(1, 1)
         self.register_buffer("positive_weight", torch.tensor(positive_weight), persistent=False)
@@ -73,8 +78,14 @@ class Classifier(L.LightningModule):
         self.train_loss, self.val_loss = Mean(), Mean()
 
     def forward(self, film: Tensor) -> Tensor:
-        """uint8 [N, 1, S, S] -> logit float32 [N]; outside training with `flip_average` the mean logit of each film and
-        its mirror image."""
+        """uint8 [N, 1, S, S] -> logit float32 [N]; outside training with `crop_average` the mean logit of each film's
+        middles (views.KEPT), with `flip_average` of each film and its mirror image, with both of all six."""
+        if self.crop_average and not self.training:
+            return torch.stack([self.of_one_view(middle(film, kept)) for kept in KEPT]).mean(0)
+        return self.of_one_view(film)
+
+    def of_one_view(self, film: Tensor) -> Tensor:
+        """Grey [N, 1, S, S] from 0 to 255 -> logit float32 [N]; with `flip_average` the mean outside training."""
         if self.flip_average and not self.training:
             return (self.logit(film) + self.logit(film.flip(-1))) / 2
         return self.logit(film)
@@ -86,8 +97,7 @@ class Classifier(L.LightningModule):
     def images(self, film: Tensor) -> Tensor:
         """Grey [N, 1, S, S] from 0 to 255 -> [N, 3, S, S] in [0, 1] as `net` takes it, standardised if the model was
         trained so; the repeat to three channels happens here, on the device."""
-        grey = film.float() / 255
-        grey = standardized(grey) if self.standardize else grey
+        grey = self.standardized(film.float() / 255)
         return grey.expand(-1, 3, -1, -1).contiguous(memory_format=self.memory_format)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -105,7 +115,8 @@ class Classifier(L.LightningModule):
             self.log_dict(values, on_step=False, on_epoch=True)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        logit, target = self(batch["image"]), batch["target"]
+        # one view: three would take half as long as the epoch's training and tell the epochs apart no better
+        logit, target = self.of_one_view(batch["image"]), batch["target"]
         loss = binary_cross_entropy_with_logits(logit, target)
         self.val_loss.update(loss, len(target))
         self.val_metrics.update(logit.sigmoid(), target.int())  # probabilities: torchmetrics would guess at logits
@@ -141,19 +152,6 @@ class Classifier(L.LightningModule):
 
     def build_factor(self, steps_per_epoch: int, total_steps: int) -> Factor:
         return build("schedule", self.schedule, steps_per_epoch=steps_per_epoch, total_steps=total_steps)
-
-
-def standardized(grey: Tensor) -> Tensor:
-    """[N, 1, S, S] in [0, 1] -> the same; each centre has mean 1/2 and standard deviation 1/6, cut at three of them.
-
-    What differs between machines by exposure and contrast is gone. The margins have no say: a white frame or a black
-    page changes nothing within. A blank film becomes 1/2.
-    """
-    height, width = (round(BORDER * side) for side in grey.shape[-2:])
-    centre = grey[:, :, height : grey.shape[-2] - height, width : grey.shape[-1] - width]
-    mean = centre.mean((1, 2, 3), keepdim=True)
-    std = centre.std((1, 2, 3), correction=0, keepdim=True).clamp(min=1e-3)
-    return ((grey - mean) / (6 * std) + 0.5).clamp(0, 1)
 
 
 class Mean(Metric):

@@ -11,17 +11,16 @@ import logging
 import math
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import expit, logit
 
 from pneumonia.data.audit import audit_records
 from pneumonia.evaluation.bootstrap import Draws, bootstrap_draws, curve_bands, percentile_interval, unbiased_interval
-from pneumonia.evaluation.calibration import apply_temperature, fit_temperature
-from pneumonia.evaluation.checks import Floats, Interval
+from pneumonia.evaluation.calibration import apply_temperature
+from pneumonia.evaluation.checks import Interval
 from pneumonia.evaluation.conformal import coverage, fit_conformal, risk_coverage
 from pneumonia.evaluation.drift import metric_drift, oracle_gap, score_drift
 from pneumonia.evaluation.intervals import delong, wilson
@@ -33,30 +32,21 @@ from pneumonia.evaluation.metrics import (
     point_metrics,
     reliability_bins,
 )
-from pneumonia.evaluation.operating_point import choose_pooled
 from pneumonia.evaluation.subgroups import subgroup_table
 from pneumonia.report.pages import model_card, report_html, report_markdown
 from pneumonia.report.verdict import verdict
-from pneumonia.settings import EvaluateConfig, OperatingPointConfig, UserError
+from pneumonia.settings import EvaluateConfig, UserError
+from pneumonia.workflows.locking import Locked, lock
 from pneumonia.workflows.provenance import page_of
 from pneumonia.workflows.record import written
-from pneumonia.workflows.sources import Source, Split, read_json, source_of, to_logit
-from pneumonia.workflows.stressed import needed_stress, stress_evidence
+from pneumonia.workflows.sources import Source, Split, read_json, source_of
+from pneumonia.workflows.stressed import stress_evidence
 
 log = logging.getLogger(__name__)
 
 CALIBRATION = ("brier", "log_loss", "ece")
 MISTAKES = 12
 SCHEMA = 2
-
-
-@dataclass(frozen=True)
-class Locked:
-    """What validation decided: threshold on the probabilities of predictions.csv, and the temperature."""
-
-    threshold: float
-    temperature: float
-    told: dict[str, Any]
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -177,46 +167,6 @@ def audit_of(source: Source) -> dict[str, Any] | None:
         return None
     near = read_json(source.folder / "audit.json").get("near")
     return audit_records(source.manifest) | {"near": near if isinstance(near, dict) else None}
-
-
-def lock(source: Source, rule: OperatingPointConfig) -> Locked:
-    """Threshold and temperature from validation; where it can't decide, 0.5 or the films' own, and why."""
-    told: dict[str, Any] = {
-        "rule": rule.rule, "minimum": rule.minimum, "cost_ratio": rule.cost_ratio, "corruptions": 0,
-    }  # fmt: skip
-    val = source.splits.get("val")
-    shown = {} if val is None else {"as_is": val.films.probability}
-    if val is not None and rule.stressed:
-        shown = needed_stress(source)
-        told["corruptions"] = len(shown) - 1
-    if val is None:
-        threshold = 0.5 if source.threshold is None else source.threshold
-        why = "0.5" if source.threshold is None else "the threshold that the films were predicted with"
-        told |= {"rule": None, "chosen_on": None, "reason": f"no validation films here: {why} is used"}
-    elif not 0 < val.films.label.sum() < val.films.label.size:
-        threshold = 0.5
-        told |= {"rule": None, "chosen_on": None, "reason": "validation has one class only: 0.5 is used"}
-    else:
-        ways = list(shown.values())
-        threshold = choose_pooled(val.films.label, ways, rule.rule, rule.minimum, rule.cost_ratio).threshold
-        told |= {"chosen_on": "val", "n": val.films.label.size, "reason": ""}
-    temperature = None if val is None else temperature_of(val, shown)
-    if val is not None and temperature is None:
-        told["temperature_reason"] = "no finite temperature is best on validation: probabilities stay as they are"
-    told |= {
-        "threshold": threshold,
-        "temperature": temperature or 1.0,
-        "temperature_fitted": temperature is not None,
-        "threshold_calibrated": float(expit(logit(threshold) / (temperature or 1.0))),
-    }
-    return Locked(threshold, temperature or 1.0, told)
-
-
-def temperature_of(val: Split, shown: Mapping[str, Floats]) -> float | None:
-    """Fitted on the films as they are by their logits, or on all that was shown."""
-    if len(shown) == 1:
-        return fit_temperature(val.films.label, val.logit)
-    return fit_temperature(np.tile(val.films.label, len(shown)), to_logit(np.concatenate(list(shown.values()))))
 
 
 def one_split(split: Split, locked: Locked, draws: Draws, config: EvaluateConfig) -> dict[str, Any]:
@@ -396,7 +346,8 @@ def write_all(folder: Path, texts: Mapping[str, str]) -> None:
 def describe(evidence: Mapping[str, Any]) -> None:
     """A short table and the verdict."""
     point = evidence["operating_point"]
-    where = f"chosen on {point['chosen_on']} by {point['rule']}" if point["chosen_on"] else point["reason"]
+    others = f" of {point['runs']} other runs" if point["runs"] else ""
+    where = f"chosen on {point['chosen_on']}{others} by {point['rule']}" if point["chosen_on"] else point["reason"]
     log.info("threshold %.4f (%s), temperature %.3f", point["threshold"], where, point["temperature"])
     shown = ("accuracy", "balanced_accuracy", "auroc", "average_precision", "sensitivity", "specificity", "ece")
     splits = evidence["splits"]

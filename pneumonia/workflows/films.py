@@ -56,7 +56,7 @@ def films_of(data: DataConfig, seed: int) -> Films:
             "as a patient of its own, so one child may stand on both sides of the split. data.manifest=films.csv with "
             "a patient column mends it; data.patient_key=none says that it is meant."
         )
-    split = split_by_patient(opened, data.val_fraction, seed, data.folds, data.fold)
+    split = split_by_patient(opened, data.val_fraction, seed, data.folds, data.fold, data.held_out)
     notes += leaks(split)
     understood = not unknown
     if data.manifest:  # its own patient column may stand in for names that tell none

@@ -46,6 +46,8 @@ def refused(command: Command, capsys: pytest.CaptureFixture[str], *arguments: st
         ("data.patient_key=loose", "expected one of strict, conservative, none"),
         ("data.on_bad_file=ignore", "expected one of error, skip"),
         ("data.folds=5", "data.folds and data.fold go together"),
+        ("data.held_out=NORMAL2-*", "data.held_out=NORMAL2-*: no training film has such a name"),
+        ("standardize=true", "expected one of none, centre, local"),
         ("optimizer.lr=fast", "optimizer.lr=fast: expected a number"),
         ("model.dropout=true", "expected a number"),
         ("trainer.devices=many", "trainer.devices=many: expected auto or a count"),

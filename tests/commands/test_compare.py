@@ -201,6 +201,7 @@ def test_folds_share_test_and_not_validation(command: Command, tmp_path: Path) -
         ("twice", "listed twice"),
         ("metric", "did you mean accuracy?"),
         ("nothing", "runs is not set"),
+        ("others", "operating_point.runs is for evaluate"),
     ],
 )
 def test_runs_that_cannot_be_compared_are_named(
@@ -228,7 +229,7 @@ def test_runs_that_cannot_be_compared_are_named(
             (tmp_path / "sweep" / str(k) / "predictions.csv").unlink()
     typed = {
         "missing": ["runs=nowhere"], "twice": ["runs=[sweep/0,sweep/0]"], "metric": ["runs=sweep", "metric=acuracy"],
-        "nothing": [],
+        "nothing": [], "others": ["runs=sweep", "operating_point.runs=[sweep/0]"],
     }.get(how, typed)  # fmt: skip
     before = sorted(tmp_path.rglob("*"))
     capsys.readouterr()

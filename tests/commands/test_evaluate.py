@@ -16,6 +16,9 @@ from scipy.special import expit
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, average_precision_score, brier_score_loss, matthews_corrcoef, roc_auc_score
 
+from pneumonia.evaluation.calibration import fit_temperature
+from pneumonia.evaluation.operating_point import choose_threshold
+
 Command = Callable[..., None]
 QUICK = "resamples=200"
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,6 +106,38 @@ def test_the_threshold_comes_from_validation_and_test_has_no_say(
     assert point["temperature"] == first["temperature"]
     oracle = evidence_of(weighed)["drift"]["oracle"]
     assert oracle["locked_threshold"] == first["threshold"] and oracle["gap"] >= 0
+
+
+def test_the_validation_of_other_runs_chooses_for_a_run_and_its_own_has_no_say(
+    command: Command, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run", rows_of())
+    first, second = (rows_of(seed, films_seed=seed) for seed in (1, 2))
+    make_run(tmp_path / "first", first)
+    (tmp_path / "vote").mkdir()
+    write_table(tmp_path / "vote" / "predictions.csv", second, COLUMNS)
+    command("evaluate", f"run={run}", QUICK, "operating_point.runs=[first,vote/predictions.csv]")
+    point = evidence_of(run)["operating_point"]
+    both = [row for row in first + second if row["split"] == "val"]
+    pooled = choose_threshold([r["label"] for r in both], [r["probability"] for r in both], "accuracy")
+    assert point["threshold"] == pytest.approx(pooled.threshold) and point["n"] == len(both) == 240
+    fitted = fit_temperature(np.array([r["label"] for r in both]), np.array([r["logit"] for r in both]))
+    assert point["temperature"] == pytest.approx(fitted) and point["runs"] == 2 and point["chosen_on"] == "val"
+    assert "chosen on 240 validation films of 2 other runs" in " ".join((run / "report.md").read_text().split())
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [("nowhere", "operating_point.runs: run=nowhere: no such folder"), ("tested", "holds no validation films")],
+)
+def test_runs_that_cannot_choose_are_refused(
+    command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path, typed: str, told: str
+) -> None:
+    run = make_run(tmp_path / "run")
+    make_run(tmp_path / "tested", [row for row in rows_of() if row["split"] == "test"])
+    with pytest.raises(SystemExit):
+        command("evaluate", f"run={run}", QUICK, f"operating_point.runs=[{typed}]")
+    assert told in capsys.readouterr().err and not (run / "evidence.json").exists()
 
 
 def test_equal_runs_give_equal_bytes_wherever_they_lie(weighed: Path, command: Command, tmp_path: Path) -> None:

@@ -50,6 +50,40 @@ def test_the_split_depends_on_the_seed_and_not_on_the_order_of_the_folder() -> N
     assert sides(records, 0) == sides(records[::-1], 0) != sides(records, 1)
 
 
+def named(patients: int = 40) -> list[Record]:
+    """Two films each of normal patients of two series, A- and B-, and of ill ones; patient A-0 has a film of B too."""
+    records = [
+        Record(f"train/{'AB'[p % 2] if normal else 'person'}-{p}-{n}.png", 1 - normal, f"{normal}-{p}", split="train")
+        for normal in (0, 1)
+        for p in range(patients)
+        for n in range(2)
+    ]
+    return [*records, Record("train/B-x.png", 0, "1-0", split="train")]
+
+
+def test_a_series_that_is_held_out_validates_whole_with_a_share_of_the_other_class() -> None:
+    split = split_by_patient(named(), 0.2, 0, held_out="B-*")
+    sides = {r.path: r.split for r in split}
+    assert {sides[r.path] for r in named() if "/B-" in r.path} == {"val"}
+    assert sides["train/A-0-0.png"] == "val"  # its patient has a film of the series
+    assert {sides[r.path] for r in named() if "/A-" in r.path and r.patient != "1-0"} == {"train"}
+    plain = {r.path: r.split for r in split_by_patient(named(), 0.2, 0)}
+    assert all(sides[r.path] == plain[r.path] for r in named() if r.label == 1)
+    assert not {r.patient for r in split if r.split == "val"} & {r.patient for r in split if r.split == "train"}
+
+
+@pytest.mark.parametrize(("pattern", "told"), [("C-*", "no training film has such a name"), ("[AB]-*", "no NORMAL")])
+def test_a_series_that_is_not_there_or_is_all_of_a_class_is_refused(pattern: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        split_by_patient(named(), 0.2, 0, held_out=pattern)
+
+
+def test_a_series_is_not_held_out_of_a_split_that_is_given() -> None:
+    given = [replace(named()[0], split="val"), *named()[1:]]
+    with pytest.raises(UserError, match=r"data\.held_out: the manifest names its val films already"):
+        split_by_patient(given, 0.2, 0, held_out="B-*")
+
+
 def test_folds_validate_every_training_film_once_and_keep_patients_together() -> None:
     records = films()
     seen: list[str] = []

@@ -23,7 +23,8 @@ from pneumonia.training.callbacks import (
     best_checkpoint,
 )
 from pneumonia.training.checkpoint import AtomicCheckpointIO, load_classifier
-from pneumonia.training.classifier import Classifier, Mean, parameter_groups, standardized
+from pneumonia.training.classifier import Classifier, Mean, parameter_groups
+from pneumonia.training.views import KEPT, middle
 
 CNN = {"_target_": "pneumonia.models.cnn.cnn", "blocks": [[4]], "dense": [8], "dropout": 0.5, "image_size": 16}
 ADAM = {"_target_": "torch.optim.Adam", "lr": 0.01, "weight_decay": 0.1}
@@ -228,6 +229,18 @@ def test_the_flip_average_is_the_mean_logit_of_a_film_and_its_mirror_image_outsi
     torch.testing.assert_close(averaged.train()(film), plain(film))
 
 
+def test_the_crop_average_is_the_mean_logit_of_three_middles_outside_training_and_validation() -> None:
+    plain, averaged = (
+        classifier(model=CNN | {"dropout": 0.0}, flip_average=True, crop_average=flag) for flag in (False, True)
+    )
+    film = next(iter(batches()))["image"]
+    by_hand = torch.stack([plain.eval()(middle(film, kept)) for kept in KEPT]).mean(0)
+    torch.testing.assert_close(averaged.eval()(film), by_hand)
+    assert not torch.allclose(averaged(film), plain(film))
+    torch.testing.assert_close(averaged.of_one_view(film), plain(film))
+    torch.testing.assert_close(averaged.train()(film), plain.train()(film))
+
+
 COMPACT = {
     "_target_": "pneumonia.models.compact.compact", "stem": 4, "widths": [4], "blocks": [1], "dropout": 0.0,
     "image_size": 16,
@@ -261,18 +274,14 @@ def test_the_best_checkpoint_holds_the_moving_average_of_the_weights(tmp_path: P
 
 
 def test_standardized_films_lose_exposure_and_contrast_but_not_tone() -> None:
-    model = classifier(model=CNN | {"dropout": 0.0}, standardize=True).eval()
+    model = classifier(model=CNN | {"dropout": 0.0}, standardize="centre").eval()
     film = torch.randint(40, 200, (3, 1, 16, 16), generator=torch.Generator().manual_seed(0)).float()
     torch.testing.assert_close(model(0.5 * film + 60), model(film), atol=1e-5, rtol=1e-5)
     assert not torch.allclose(model(film**2 / 255), model(film), atol=1e-4)
 
 
-def test_standardize_is_by_the_centre_of_each_film_in_range_and_finite_on_a_blank_one() -> None:
-    grey = 0.4 + 0.2 * torch.rand(2, 1, 20, 20) * torch.tensor([1.0, 0.1]).view(2, 1, 1, 1)
-    centre = standardized(grey)[:, :, 3:17, 3:17]
-    torch.testing.assert_close(centre.mean((1, 2, 3)), torch.full((2,), 0.5))
-    torch.testing.assert_close(centre.std((1, 2, 3), correction=0), torch.full((2,), 1 / 6))
-    grey[:, :, :3] = 1  # a white frame is cut, and changes nothing within
-    assert (standardized(grey)[:, :, :3] == 1).all() and torch.equal(standardized(grey)[:, :, 3:17, 3:17], centre)
-    blank = torch.full((1, 1, 20, 20), 0.7)
-    torch.testing.assert_close(standardized(blank), torch.full_like(blank, 0.5), atol=1e-3, rtol=0)
+def test_a_checkpoint_of_before_local_standardising_is_read_as_it_was_meant() -> None:
+    film = next(iter(batches()))["image"]
+    for told, meant in ((True, "centre"), (False, "none")):
+        plain = classifier(model=CNN | {"dropout": 0.0}, standardize=meant).eval()
+        torch.testing.assert_close(classifier(model=CNN | {"dropout": 0.0}, standardize=told).eval()(film), plain(film))

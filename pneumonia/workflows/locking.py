@@ -1,0 +1,81 @@
+"""What validation decides, once, before a test film is looked at: the threshold and the temperature. No torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import expit, logit
+
+from pneumonia.evaluation.calibration import fit_temperature
+from pneumonia.evaluation.checks import Floats, Ints
+from pneumonia.evaluation.operating_point import choose_threshold
+from pneumonia.settings import OperatingPointConfig, UserError
+from pneumonia.workflows.sources import Source, read_predictions, read_run, to_logit
+from pneumonia.workflows.stressed import needed_stress
+
+
+@dataclass(frozen=True)
+class Locked:
+    """What validation decided: threshold on the probabilities of predictions.csv, and the temperature."""
+
+    threshold: float
+    temperature: float
+    told: dict[str, Any]
+
+
+def lock(source: Source, rule: OperatingPointConfig) -> Locked:
+    """Threshold and temperature from validation; where it can't decide, 0.5 or the films' own, and why."""
+    told: dict[str, Any] = {
+        "rule": rule.rule, "minimum": rule.minimum, "cost_ratio": rule.cost_ratio, "corruptions": 0,
+        "runs": len(rule.runs),
+    }  # fmt: skip
+    judges = [judge_of(name) for name in rule.runs] or [source]
+    if any("val" not in judge.splits for judge in judges):
+        threshold = 0.5 if source.threshold is None else source.threshold
+        why = "0.5" if source.threshold is None else "the threshold that the films were predicted with"
+        told |= {"rule": None, "chosen_on": None, "reason": f"no validation films here: {why} is used"}
+        return locked(threshold, 1.0, told | {"temperature_fitted": False})
+    label, score, raw = seen(judges, rule.stressed)
+    n = sum(judge.splits["val"].films.label.size for judge in judges)
+    told["corruptions"] = label.size // n - 1
+    if 0 < label.sum() < label.size:
+        threshold = choose_threshold(label, score, rule.rule, rule.minimum, rule.cost_ratio).threshold  # type: ignore[arg-type]  # checked there
+        told |= {"chosen_on": "val", "n": n, "reason": ""}
+    else:
+        threshold = 0.5
+        told |= {"rule": None, "chosen_on": None, "reason": "validation has one class only: 0.5 is used"}
+    temperature = fit_temperature(label, raw)
+    if temperature is None:
+        told["temperature_reason"] = "no finite temperature is best on validation: probabilities stay as they are"
+    return locked(threshold, temperature or 1.0, told | {"temperature_fitted": temperature is not None})
+
+
+def locked(threshold: float, temperature: float, told: dict[str, Any]) -> Locked:
+    calibrated = float(expit(logit(threshold) / temperature))
+    figures = {"threshold": threshold, "temperature": temperature, "threshold_calibrated": calibrated}
+    return Locked(threshold, temperature, told | figures)
+
+
+def judge_of(name: str) -> Source:
+    """A run whose validation films choose for another: its folder, or a predictions.csv. Raises UserError."""
+    found = Path(name).expanduser()
+    try:
+        source = read_predictions(found) if found.suffix == ".csv" else read_run(found)
+    except UserError as error:
+        raise UserError(f"operating_point.runs: {error}") from error
+    if "val" not in source.splits:
+        raise UserError(f"operating_point.runs: {name} holds no validation films; they are to choose the threshold.")
+    return source
+
+
+def seen(judges: list[Source], stressed: bool) -> tuple[Ints, Floats, Floats]:
+    """Label, probability and logit [N] of the validation films of all `judges`; under stress each as often as seen."""
+    label, score, raw = [], [], []
+    for judge in judges:
+        val = judge.splits["val"]
+        ways = list(needed_stress(judge).values()) if stressed else [val.films.probability]
+        label.append(np.tile(val.films.label, len(ways)))
+        score.append(np.concatenate(ways))
+        raw.append(to_logit(score[-1]) if stressed else val.logit)
+    return np.concatenate(label), np.concatenate(score), np.concatenate(raw)
