@@ -247,6 +247,7 @@ class EvaluateConfig:
     run: str | None = None
     predictions: str | None = None
     operating_point: OperatingPointConfig = field(default_factory=OperatingPointConfig)
+    calibration: str = "temperature"
     prevalence: float | None = None
     level: float = 0.95
     coverage: float = 0.9
@@ -259,6 +260,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if (self.run is None) == (self.predictions is None):
             raise UserError("Expected one of run=<folder of a finished run> and predictions=<file.csv>.")
+        one_of("calibration", self.calibration, ("temperature", "platt"))
         in_range("prevalence", self.prevalence, 0, 1)
         in_range("level", self.level, 0.5, 0.999)
         in_range("coverage", self.coverage, 0.5, 0.999)

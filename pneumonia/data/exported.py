@@ -1,8 +1,8 @@
 """What an exported model says of itself, read without torch.
 
 Format  safetensors with one metadata entry, `pneumonia`, of JSON: `hyper_parameters` (of the classifier), and `recipe`:
-        image_size, resize, temperature, threshold (of the probability after temperature scaling), `films` (what it was
-        trained on and whom to cite) and `validation` (its figures there).
+        image_size, resize, temperature, bias (0 where it is not told), threshold (of the calibrated probability),
+        `films` (what it was trained on and whom to cite) and `validation` (its figures there).
 """
 
 import json

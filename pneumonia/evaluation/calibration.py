@@ -1,7 +1,9 @@
-"""Temperature scaling: one number, fitted on validation, that makes probabilities honest and changes no ranking.
+"""One number or two, fitted on validation, that make probabilities honest and change no ranking.
 
-Source  Guo et al. 2017, arXiv:1706.04599, section 4.2: probability = sigmoid(logit / T), T minimises the log loss.
-Units   logit float [N], natural log odds of class 1; temperature > 0, above 1 where the model is too sure of itself.
+Temperature  probability = sigmoid(logit / T), T minimises the log loss (Guo et al. 2017, arXiv:1706.04599, 4.2).
+Platt        probability = sigmoid(logit / T + bias), both minimise it (Platt 1999): where a model's level is off too,
+             as on films of another series, a temperature alone can't mend it. No targets are smoothed.
+Units        logit float [N], natural log odds of class 1; temperature > 0, above 1 where the model is too sure.
 """
 
 import numpy as np
@@ -32,8 +34,22 @@ def fit_temperature(label: ArrayLike, logit: ArrayLike) -> float | None:
     return float(np.exp(found.x))
 
 
-def apply_temperature(logit: ArrayLike, temperature: float) -> Floats:
-    """sigmoid(logit / temperature), [N]; no overflow for any finite logit."""
+def fit_platt(label: ArrayLike, logit: ArrayLike) -> tuple[float, float] | None:
+    """(temperature, bias) with the smallest mean log loss; None where no finite ones are best: one class only, classes
+    that one logit separates, or logits that point the wrong way."""
+    from sklearn.linear_model import LogisticRegression  # a third of a second that temperature need not wait for
+
+    truth = checked_label(label)
+    score = checked_score("logit", logit, truth.size)
+    if not 0 < truth.sum() < truth.size or score[truth == 1].min() >= score[truth == 0].max():
+        return None
+    fitted = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000).fit(score[:, None], truth)
+    slope = float(fitted.coef_[0, 0])
+    return (1 / slope, float(fitted.intercept_[0])) if slope > 0 else None
+
+
+def calibrate(logit: ArrayLike, temperature: float, bias: float = 0.0) -> Floats:
+    """sigmoid(logit / temperature + bias), [N]; no overflow for any finite logit."""
     if not 0 < temperature < np.inf:
         raise ValueError(f"temperature={temperature}: expected a positive number. Set temperature=1 to leave it out.")
-    return np.asarray(expit(np.asarray(logit, dtype=np.float64) / temperature))
+    return np.asarray(expit(np.asarray(logit, dtype=np.float64) / temperature + bias))

@@ -124,11 +124,13 @@ def score_histograms(splits: Mapping[str, Mapping[str, Any]], threshold: float) 
     return figure
 
 
-def reliability(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], name: str, t: float) -> Figure:
-    """Share of pneumonia against predicted probability, before and after temperature scaling; area: films of a bin."""
+def reliability(
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], name: str, t: float, bias: float
+) -> Figure:
+    """Share of pneumonia against predicted probability, before and after calibration; area: films of a bin."""
     figure = _figure(10, 4.9)
     panels = figure.subplots(1, 2)
-    titles = ("Before", f"After, temperature {t:.3g}")
+    titles = ("Before", f"After, temperature {t:.3g}" + (f", bias {bias:.3g}" if bias else ""))
     for axes, bins, title in zip(panels, (before, after), titles, strict=True):
         known = [b for b in bins if b["films"]]
         films = np.array([b["films"] for b in known], float)

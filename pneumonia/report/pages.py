@@ -77,7 +77,7 @@ def figures(evidence: Mapping[str, Any], page: Mapping[str, Any]) -> dict[str, s
     bins = split["reliability"]
     made = {
         "scores": drawn.score_histograms(evidence["splits"], point["threshold"]),
-        "reliability": drawn.reliability(bins["before"], bins["after"], name, point["temperature"]),
+        "reliability": drawn.reliability(bins["before"], bins["after"], name, point["temperature"], point["bias"]),
         "matrix": confusion_matrix(**split["counts"], title=f"{name}, threshold {point['threshold']:.3f}"),
         "abstention": drawn.risk_against_coverage(evidence["abstention"], name),
     }

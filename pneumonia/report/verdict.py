@@ -20,7 +20,7 @@ WIDE = 0.10  # width of the AUROC interval that is called wide
 FALL = 0.02  # fall of accuracy or AUROC from validation to test
 SPECIFICITY_FALL = 0.10
 ORACLE = 0.03  # accuracy that a threshold chosen on test would have gained
-ECE = 0.10  # calibration error after temperature scaling
+ECE = 0.10  # calibration error after calibration
 BELOW = 0.40  # upper end of the interval of a metadata-only AUROC that is told as far below one half
 METADATA = 0.60  # lower end of the interval of a metadata-only AUROC
 STRESS_AUROC = 0.05  # fall of AUROC under one corruption of the films
@@ -148,7 +148,9 @@ def drifted(evidence: Evidence) -> Iterator[tuple[str, str]]:
 def calibrated(evidence: Evidence) -> Iterator[tuple[str, str]]:
     found = judged(evidence)["calibrated"]["ece"]
     if found["value"] is not None and found["value"] > ECE:
-        after = ", even after temperature scaling" if evidence["operating_point"]["temperature_fitted"] else ""
+        point = evidence["operating_point"]
+        scaled = "Platt" if point.get("bias") else "temperature"
+        after = f", even after {scaled} scaling" if point["temperature_fitted"] else ""
         text = f"Probabilities are off by {100 * found['value']:.0f} points on average{after}"
         yield "warning", f"{text}: read the call, not the number."
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from pneumonia.data.audit import audit_records
 from pneumonia.evaluation.bootstrap import Draws, bootstrap_draws, curve_bands, percentile_interval, unbiased_interval
-from pneumonia.evaluation.calibration import apply_temperature
+from pneumonia.evaluation.calibration import calibrate
 from pneumonia.evaluation.checks import Interval
 from pneumonia.evaluation.conformal import coverage, fit_conformal, risk_coverage
 from pneumonia.evaluation.drift import metric_drift, oracle_gap, score_drift
@@ -113,7 +113,7 @@ def after_training(folder: Path) -> None:
 
 def weigh(source: Source, config: EvaluateConfig) -> dict[str, Any]:
     """The evidence as plain values, without its verdict. Raises ValueError from the statistics."""
-    locked = lock(source, config.operating_point)
+    locked = lock(source, config.operating_point, config.calibration)
     draws = {
         name: bootstrap_draws(
             split.films.label, split.films.probability, split.films.patient, locked.threshold, config.resamples,
@@ -127,7 +127,8 @@ def weigh(source: Source, config: EvaluateConfig) -> dict[str, Any]:
         "schema": SCHEMA,
         "predictions": hashlib.sha256(source.file.read_bytes()).hexdigest(),
         "options": {
-            "operating_point": asdict(config.operating_point), "prevalence": config.prevalence, "level": config.level,
+            "operating_point": asdict(config.operating_point), "calibration": config.calibration,
+            "prevalence": config.prevalence, "level": config.level,
             "coverage": config.coverage, "resamples": config.resamples, "seed": config.seed,
         },
         "judged": judged,
@@ -172,7 +173,7 @@ def audit_of(source: Source) -> dict[str, Any] | None:
 def one_split(split: Split, locked: Locked, draws: Draws, config: EvaluateConfig) -> dict[str, Any]:
     """Counts, every metric with its interval, DeLong beside AUROC, calibration before and after, curves with bands."""
     films = split.films
-    calibrated = apply_temperature(split.logit, locked.temperature)
+    calibrated = calibrate(split.logit, locked.temperature, locked.bias)
     ranked = delong(films.label, films.probability, config.level)
     bands = curve_bands(films.label, films.probability, films.patient, config.resamples, config.seed, config.level)
     after = bootstrap_draws(
@@ -297,7 +298,7 @@ def abstention(source: Source, judged: str, locked: Locked, config: EvaluateConf
 def mistakes(split: Split, locked: Locked) -> list[dict[str, Any]]:
     """The most confident of them, at most MISTAKES."""
     films = split.films
-    calibrated = apply_temperature(split.logit, locked.temperature)
+    calibrated = calibrate(split.logit, locked.temperature, locked.bias)
     return [
         {
             "path": str(films.path[k]),
@@ -348,7 +349,8 @@ def describe(evidence: Mapping[str, Any]) -> None:
     point = evidence["operating_point"]
     others = f" of {point['runs']} other runs" if point["runs"] else ""
     where = f"chosen on {point['chosen_on']}{others} by {point['rule']}" if point["chosen_on"] else point["reason"]
-    log.info("threshold %.4f (%s), temperature %.3f", point["threshold"], where, point["temperature"])
+    scaled = f"temperature {point['temperature']:.3f}" + (f", bias {point['bias']:.3f}" if point["bias"] else "")
+    log.info("threshold %.4f (%s), %s", point["threshold"], where, scaled)
     shown = ("accuracy", "balanced_accuracy", "auroc", "average_precision", "sensitivity", "specificity", "ece")
     splits = evidence["splits"]
     titles = [f"{name}, n = {part['n']:,}" for name, part in splits.items()]

@@ -36,6 +36,7 @@ def recipe_of(source: Source, evidence: dict[str, Any]) -> dict[str, Any]:
         "image_size": data.image_size,
         "resize": data.resize,
         "temperature": float(point.get("temperature", 1.0)),
+        "bias": float(point.get("bias", 0.0)),
         "threshold": float(f"{point.get('threshold_calibrated', point['threshold']):.6g}"),
         "films": source.credit,
         "validation": {name: measured[name] for name in MEASURED if name in measured},

@@ -1,7 +1,7 @@
 """Call any films with a trained model: its own preprocessing, temperature and locked threshold.
 
 Writes    predictions.csv: the columns of a run's, then `threshold` and `call`. The logit is the model's own; the
-          probability is after temperature scaling, and the threshold is the locked one on that scale.
+          probability is after calibration, and the threshold is the locked one on that scale.
 Memory    films are decoded and called a batch at a time.
 """
 
@@ -38,6 +38,7 @@ class Recipe:
     image_size: int
     resize: str
     temperature: float
+    bias: float
     threshold: float
     notes: list[str]
 
@@ -88,7 +89,9 @@ def recipe_of(checkpoint: Path, model: dict[str, Any]) -> Recipe:
     """An exported model's own, or that of the run the checkpoint lies in; what is not told is at its default, noted."""
     if checkpoint.suffix == EXPORTED:
         told = read_told(checkpoint)["recipe"]
-        return Recipe(told["image_size"], told["resize"], told["temperature"], told["threshold"], [])
+        return Recipe(
+            told["image_size"], told["resize"], told["temperature"], told.get("bias", 0.0), told["threshold"], []
+        )
     folder = checkpoint.resolve().parent.parent
     settings, point = read_config(folder), locked_point(folder)
     data, notes = data_settings(settings), []
@@ -102,7 +105,7 @@ def recipe_of(checkpoint: Path, model: dict[str, Any]) -> Recipe:
         )
     return Recipe(
         int(data.image_size if settings else size), data.resize, float(point.get("temperature", 1.0)),
-        float(f"{point.get('threshold_calibrated', point['threshold']):.6g}"), notes,
+        float(point.get("bias", 0.0)), float(f"{point.get('threshold_calibrated', point['threshold']):.6g}"), notes,
     )  # fmt: skip
 
 
@@ -135,7 +138,7 @@ def called(films: Sequence[Film], values: np.ndarray, recipe: Recipe) -> list[di
     for film, logit in zip(films, values.tolist(), strict=True):
         known = {name: asdict(film)[name] for name in COLUMNS[:5]}
         label = "" if film.label is None else film.label
-        probability = float(f"{sigmoid(logit / recipe.temperature):.6g}")
+        probability = float(f"{sigmoid(logit / recipe.temperature + recipe.bias):.6g}")
         call = class_name(int(probability >= recipe.threshold))
         if not math.isfinite(probability):
             raise UserError(

@@ -1,13 +1,13 @@
-"""What validation decides, once, before a test film is looked at: the threshold and the temperature. No torch."""
+"""What validation decides, once, before a test film is looked at: the threshold and the calibration. No torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import expit, logit
+from scipy.special import logit
 
-from pneumonia.evaluation.calibration import fit_temperature
+from pneumonia.evaluation.calibration import calibrate, fit_platt, fit_temperature
 from pneumonia.evaluation.checks import Floats, Ints
 from pneumonia.evaluation.operating_point import choose_threshold
 from pneumonia.settings import OperatingPointConfig, UserError
@@ -17,15 +17,16 @@ from pneumonia.workflows.stressed import needed_stress
 
 @dataclass(frozen=True)
 class Locked:
-    """What validation decided: threshold on the probabilities of predictions.csv, and the temperature."""
+    """What validation decided: threshold on the probabilities of predictions.csv, temperature and bias."""
 
     threshold: float
     temperature: float
+    bias: float
     told: dict[str, Any]
 
 
-def lock(source: Source, rule: OperatingPointConfig) -> Locked:
-    """Threshold and temperature from validation; where it can't decide, 0.5 or the films' own, and why."""
+def lock(source: Source, rule: OperatingPointConfig, calibration: str) -> Locked:
+    """Threshold and calibration from validation; where it can't decide, 0.5 or the films' own, and why."""
     told: dict[str, Any] = {
         "rule": rule.rule, "minimum": rule.minimum, "cost_ratio": rule.cost_ratio, "corruptions": 0,
         "runs": len(rule.runs),
@@ -35,26 +36,31 @@ def lock(source: Source, rule: OperatingPointConfig) -> Locked:
         threshold = 0.5 if source.threshold is None else source.threshold
         why = "0.5" if source.threshold is None else "the threshold that the films were predicted with"
         told |= {"rule": None, "chosen_on": None, "reason": f"no validation films here: {why} is used"}
-        return locked(threshold, 1.0, told | {"temperature_fitted": False})
+        return locked(threshold, None, told)
     label, score, raw = seen(judges, rule.stressed)
     n = sum(judge.splits["val"].films.label.size for judge in judges)
     told["corruptions"] = label.size // n - 1
     if 0 < label.sum() < label.size:
-        threshold = choose_threshold(label, score, rule.rule, rule.minimum, rule.cost_ratio).threshold  # type: ignore[arg-type]  # checked there
+        chosen = choose_threshold(label, score, rule.rule, rule.minimum, rule.cost_ratio)  # type: ignore[arg-type]
+        threshold = chosen.threshold
         told |= {"chosen_on": "val", "n": n, "reason": ""}
     else:
         threshold = 0.5
         told |= {"rule": None, "chosen_on": None, "reason": "validation has one class only: 0.5 is used"}
-    temperature = fit_temperature(label, raw)
-    if temperature is None:
+    fitted = fit_platt(label, raw) if calibration == "platt" else fit_temperature(label, raw)
+    if fitted is None:
         told["temperature_reason"] = "no finite temperature is best on validation: probabilities stay as they are"
-    return locked(threshold, temperature or 1.0, told | {"temperature_fitted": temperature is not None})
+    return locked(threshold, fitted, told)
 
 
-def locked(threshold: float, temperature: float, told: dict[str, Any]) -> Locked:
-    calibrated = float(expit(logit(threshold) / temperature))
-    figures = {"threshold": threshold, "temperature": temperature, "threshold_calibrated": calibrated}
-    return Locked(threshold, temperature, told | figures)
+def locked(threshold: float, fitted: float | tuple[float, float] | None, told: dict[str, Any]) -> Locked:
+    """`fitted` is a temperature, or that and a bias."""
+    temperature, bias = fitted if isinstance(fitted, tuple) else (1.0 if fitted is None else fitted, 0.0)
+    figures = {
+        "threshold": threshold, "temperature": temperature, "bias": bias, "temperature_fitted": fitted is not None,
+        "threshold_calibrated": float(calibrate(logit(threshold), temperature, bias)),
+    }  # fmt: skip
+    return Locked(threshold, temperature, bias, told | figures)
 
 
 def judge_of(name: str) -> Source:

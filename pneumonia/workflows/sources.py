@@ -27,7 +27,7 @@ from pneumonia.workflows.films import credit
 NEEDED = ("path", "label", "probability")
 LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "NORMAL": 0, "PNEUMONIA": 1}
 REFERENCE = PACKAGE / "reference" / "model.safetensors"  # of experiment=record; model_card.md lies beside it
-SCALED = ("temperature", "threshold_calibrated")
+SCALED = ("temperature", "bias", "threshold_calibrated")
 Row = dict[str, Any]
 
 

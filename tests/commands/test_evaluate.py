@@ -126,6 +126,21 @@ def test_the_validation_of_other_runs_chooses_for_a_run_and_its_own_has_no_say(
     assert "chosen on 240 validation films of 2 other runs" in " ".join((run / "report.md").read_text().split())
 
 
+def test_platt_scaling_mends_a_level_that_a_temperature_cannot(command: Command, tmp_path: Path) -> None:
+    rows = [row | {"logit": row["logit"] + 2, "probability": float(expit(row["logit"] + 2))} for row in rows_of()]
+    run = make_run(tmp_path / "run", rows)
+    figures = {}
+    for calibration in ("temperature", "platt"):
+        command("evaluate", f"run={run}", QUICK, f"calibration={calibration}")
+        evidence = evidence_of(run)
+        figures[calibration] = evidence["splits"]["test"]["calibrated"]["ece"]["value"]
+        point = evidence["operating_point"]
+        scaled = expit(np.log(point["threshold"] / (1 - point["threshold"])) / point["temperature"] + point["bias"])
+        assert point["threshold_calibrated"] == pytest.approx(scaled)
+    assert point["bias"] < -1 and figures["platt"] < 0.7 * figures["temperature"], figures
+    assert "Platt scaling fitted on validation" in (run / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("typed", "told"),
     [("nowhere", "operating_point.runs: run=nowhere: no such folder"), ("tested", "holds no validation films")],

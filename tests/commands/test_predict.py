@@ -172,7 +172,7 @@ def test_a_probability_that_is_none_is_the_models_fault() -> None:
     from pneumonia.workflows.targets import Film
 
     with pytest.raises(UserError, match=r"a\.png: the model gives nan"):
-        called([Film(Path("a.png"), "a.png")], np.array([np.nan]), Recipe(32, "squash", 1, 0.5, []))
+        called([Film(Path("a.png"), "a.png")], np.array([np.nan]), Recipe(32, "squash", 1, 0, 0.5, []))
 
 
 def test_importing_the_commands_loads_no_torch() -> None:
@@ -184,13 +184,17 @@ def test_an_exported_model_carries_its_preprocessing_temperature_and_threshold(
     command: Command, run: Path, phantoms: Path, tmp_path: Path, capsys: Any
 ) -> None:
     shutil.copytree(run, tmp_path / "mine")
-    command("evaluate", "run=mine", "export=true", "resamples=200")
+    command("evaluate", "run=mine", "export=true", "resamples=200", "calibration=platt")
     assert "SHA-256" in capsys.readouterr().out
     (tmp_path / "mine" / "model.safetensors").rename(tmp_path / "alone.safetensors")
     for source, output in (("run=mine", "by_run.csv"), ("checkpoint=alone.safetensors", "alone.csv")):
         command("predict", source, f"images={phantoms / 'test'}", f"output={output}")
     before, after = table(tmp_path / "by_run.csv"), table(tmp_path / "alone.csv")
     assert [row["threshold"] for row in before] == [row["threshold"] for row in after]
+    point = json.loads((tmp_path / "mine" / "evidence.json").read_text())["operating_point"]
+    for row in after:
+        scaled = expit(float(row["logit"]) / point["temperature"] + point["bias"])
+        assert point["bias"] != 0 and float(row["probability"]) == pytest.approx(scaled, abs=1e-4)
     difference = [abs(float(a["logit"]) - float(b["logit"])) for a, b in zip(before, after, strict=True)]
     assert 0 < max(difference) < 0.05  # float16 weights
 

@@ -3,7 +3,7 @@ import pytest
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
-from pneumonia.evaluation.calibration import apply_temperature, fit_temperature
+from pneumonia.evaluation.calibration import calibrate, fit_platt, fit_temperature
 from pneumonia.evaluation.metrics import ece, point_metrics
 
 
@@ -28,15 +28,26 @@ def test_scaling_calibrates_and_keeps_the_ranking():
     honest = rng.normal(0, 1.5, 5000)
     label = (rng.random(5000) < expit(honest)).astype(int)
     logit = 4 * honest
-    after = apply_temperature(logit, fit_temperature(label, logit))
+    after = calibrate(logit, fit_temperature(label, logit))
     assert ece(label, after) < 0.03 < 0.1 < ece(label, expit(logit))
     before = point_metrics(label, expit(honest), 0.5)
     assert point_metrics(label, after, 0.5)["auroc"] == pytest.approx(before["auroc"], abs=1e-9)
 
 
+def test_a_planted_slope_and_level_are_recovered_where_a_temperature_alone_stays_off():
+    rng = np.random.default_rng(3)
+    honest = rng.normal(0, 2, 40_000)
+    label = (rng.random(40_000) < expit(honest)).astype(int)
+    logit = (honest + 1.5) * 0.5
+    temperature, bias = fit_platt(label, logit)
+    assert temperature == pytest.approx(0.5, rel=0.03) and bias == pytest.approx(-1.5, abs=0.05)
+    alone = calibrate(logit, fit_temperature(label, logit))
+    assert ece(label, calibrate(logit, temperature, bias)) < 0.01 < 0.05 < ece(label, alone)
+
+
 def test_extreme_logits_do_not_overflow():
     with np.errstate(all="raise", under="ignore"):
-        assert apply_temperature([-1e6, 0.0, 1e6], 0.01).tolist() == [0.0, 0.5, 1.0]
+        assert calibrate([-1e6, 0.0, 1e6], 0.01).tolist() == [0.0, 0.5, 1.0]
         assert fit_temperature([0, 1, 1], [1e6, 1e6, 1e6]) == pytest.approx(100, rel=1e-3)  # the bound
 
 
@@ -47,10 +58,11 @@ def test_extreme_logits_do_not_overflow():
 )
 def test_no_best_temperature_is_none(label, logit):
     assert fit_temperature(label, logit) is None
+    assert fit_platt(label, logit) is None
 
 
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="temperature=0: expected a positive"):
-        apply_temperature([0.1], 0)
+        calibrate([0.1], 0)
     with pytest.raises(ValueError, match="logit holds 1 value"):
         fit_temperature([0, 1], [0.1, np.nan])
