@@ -159,6 +159,7 @@ class TrainConfig:
     seed: int = MISSING
     epochs: int = MISSING
     objective: str = MISSING
+    keep: str = MISSING
     stop_on: str | None = None
     patience: int = MISSING
     balance: str = MISSING
@@ -183,6 +184,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         one_of("objective", self.objective, OBJECTIVES)
+        one_of("keep", self.keep, ("best", "last"))
         if self.stop_on is not None:
             one_of("stop_on", self.stop_on, OBJECTIVES)
         one_of("balance", self.balance, ("none", "weighted_loss", "weighted_sampler"))

@@ -158,7 +158,7 @@ def curves(history: Sequence[Mapping[str, float | None]], best_epoch: int | None
         _epoch_axis(axes, [row["epoch"] for row in history])
         if best_epoch is not None:
             line = axes.axvline(best_epoch, color="black", linestyle=":", linewidth=1.4, zorder=1)
-            line.set_label(f"best epoch: {best_epoch}")
+            line.set_label(f"kept epoch: {best_epoch}")
     panels[0].set_ylim(top=min(1.005, panels[0].get_ylim()[1]))
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=TEXT)

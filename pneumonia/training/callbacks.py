@@ -223,8 +223,13 @@ def read_history(file: Path) -> list[dict[str, float | None]]:
         ]
 
 
-def best_row(history: list[dict[str, float | None]], objective: str) -> dict[str, float | None] | None:
-    """The row whose weights best.ckpt holds: of equal ones the first; None when the objective was never defined."""
+def kept_row(
+    history: list[dict[str, float | None]], objective: str, keep: str = "best"
+) -> dict[str, float | None] | None:
+    """The row whose weights best.ckpt holds: the last, or of equally good ones the first; None when the objective was
+    never defined."""
+    if keep == "last":
+        return history[-1] if history else None
     rows = [row for row in history if row[objective] is not None]
     sign = 1 if mode_of(objective) == "min" else -1
     return min(rows, key=lambda row: sign * float(row[objective] or 0), default=None)
@@ -295,10 +300,11 @@ class StopEarly(EarlyStopping):
             trainer.should_stop = True
 
 
-def best_checkpoint(folder: Path, objective: str) -> ModelCheckpoint:
-    """best.ckpt: weights and model spec of the epoch with the best `objective`; of equal ones the first."""
+def best_checkpoint(folder: Path, objective: str, keep: str = "best") -> ModelCheckpoint:
+    """best.ckpt: weights and model spec of the last epoch, or the first with the best `objective`."""
+    ranked, mode = ("epoch", "max") if keep == "last" else (objective, mode_of(objective))
     return Checkpoint(
-        folder, "best", objective, mode=mode_of(objective), save_weights_only=True, enable_version_counter=False,
+        folder, "best", ranked, mode=mode, save_weights_only=True, enable_version_counter=False,
         auto_insert_metric_name=False, save_on_train_epoch_end=False,
     )  # fmt: skip
 

@@ -40,7 +40,7 @@ from pneumonia.training.callbacks import (
     TensorBoardPictures,
     UnfreezeAt,
     best_checkpoint,
-    best_row,
+    kept_row,
     last_checkpoint,
     mode_of,
     read_history,
@@ -256,7 +256,7 @@ def callbacks(config: TrainConfig, folder: Path) -> list[L.Callback]:
         chosen.append(UnfreezeAt(config.unfreeze_epoch))
     if config.stop_on is not None:
         chosen.append(StopEarly(config.stop_on, patience=config.patience, mode=mode_of(config.stop_on)))
-    return [*chosen, best_checkpoint(checkpoints, config.objective), last_checkpoint(checkpoints)]
+    return [*chosen, best_checkpoint(checkpoints, config.objective, config.keep), last_checkpoint(checkpoints)]
 
 
 def has_bar() -> bool:
@@ -323,7 +323,7 @@ def test_best(
     metrics = summarize(predictions)
     write_json(folder / "metrics.json", metrics)
     history = read_history(folder / "metrics.csv")
-    row = best_row(history, config.objective)
+    row = kept_row(history, config.objective, config.keep)
     draw_after(folder, metrics, history, None if row is None else int(row["epoch"] or 0))
     objective = None if row is None else row[config.objective]
     record.update(

@@ -49,7 +49,7 @@ def augmented_sheet(films: Films, datamodule: FilmDataModule) -> Any:
 
 
 def draw_after(folder: Path, metrics: dict[str, dict[str, Any]], history: History, best: int | None) -> None:
-    """curves.png with the best epoch marked, and a confusion matrix for each split."""
+    """curves.png with the kept epoch marked, and a confusion matrix for each split."""
     target = folder / "figures"
     figures.save(figures.curves(history, best), target / "curves.png")
     for split, values in metrics.items():

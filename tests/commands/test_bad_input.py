@@ -47,6 +47,7 @@ def refused(command: Command, capsys: pytest.CaptureFixture[str], *arguments: st
         ("data.on_bad_file=ignore", "expected one of error, skip"),
         ("data.folds=5", "data.folds and data.fold go together"),
         ("data.held_out=NORMAL2-*", "data.held_out=NORMAL2-*: no training film has such a name"),
+        ("keep=newest", "keep=newest: expected one of best, last"),
         ("standardize=true", "expected one of none, centre, local"),
         ("optimizer.lr=fast", "optimizer.lr=fast: expected a number"),
         ("model.dropout=true", "expected a number"),

@@ -212,7 +212,7 @@ def test_line_data_is_the_history_without_the_values_that_are_missing() -> None:
     np.testing.assert_array_equal(drawn["accuracy", "val"], [(0, 0.945), (2, 0.935)])
     np.testing.assert_array_equal(drawn["loss", "train"], [(0, 1.40), (1, 0.20)])
     np.testing.assert_array_equal(drawn["loss", "val"], [(0, 0.15), (2, 0.17)])
-    assert drawn["loss", "best epoch: 2"][:, 0].tolist() == [2, 2]
+    assert drawn["loss", "kept epoch: 2"][:, 0].tolist() == [2, 2]
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 7, 250])

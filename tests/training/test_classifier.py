@@ -21,6 +21,7 @@ from pneumonia.training.callbacks import (
     StopOnNonFiniteLoss,
     UnfreezeAt,
     best_checkpoint,
+    kept_row,
 )
 from pneumonia.training.checkpoint import AtomicCheckpointIO, load_classifier
 from pneumonia.training.classifier import Classifier, Mean, parameter_groups
@@ -121,6 +122,15 @@ def test_a_checkpoint_loads_with_weights_only_and_gives_the_same_logits(tmp_path
     image = next(iter(batches()))["image"]
     assert torch.isfinite(loaded(image)).all()
     loaded.load_state_dict(checkpoint["state_dict"])  # strict: no tensor is missing
+
+
+def test_the_last_epoch_is_kept_where_no_choice_is_asked_for(tmp_path: Path) -> None:
+    steps, saver = Weights(), best_checkpoint(tmp_path, "val/auroc", keep="last")
+    trainer(tmp_path, steps, saver, epochs=3).fit(classifier(model=COMPACT), batches(), batches())
+    kept: Any = load_classifier(tmp_path / "best.ckpt").net
+    assert torch.equal(kept.head[-1].weight.detach(), steps.after[-1])
+    history: list[dict[str, float | None]] = [{"epoch": 0.0, "val/auroc": 0.9}, {"epoch": 1.0, "val/auroc": 0.8}]
+    assert kept_row(history, "val/auroc", "last") is history[1] and kept_row(history, "val/auroc") is history[0]
 
 
 def test_a_failed_save_leaves_the_former_checkpoint_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
