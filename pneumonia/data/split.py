@@ -29,8 +29,8 @@ def split_by_patient(
     if any(record.split == "val" for record in records):
         if folds is not None or held_out is not None:
             raise UserError(
-                f"data.{'held_out' if folds is None else 'folds'}: the manifest names its val films already; take its "
-                "split column out to split anew."
+                f"data.{'held_out' if folds is None else 'folds'}: the manifest names its val films already; write "
+                "train where its split column says val to split anew."
             )
         check_splits(records)
         return list(records)
@@ -95,16 +95,16 @@ def choose(label: np.ndarray, group: np.ndarray, fraction: float, seed: int) -> 
 def hold_out(
     records: Sequence[Record], pattern: str, label: np.ndarray, group: np.ndarray, validates: np.ndarray
 ) -> np.ndarray:
-    """Mask [N] of the validation films: those of the file names `pattern` with their patients' others; in a class that
-    has none, `validates`. Raises UserError where no name fits."""
+    """Mask [N] of the validation films: those of the file names `pattern`, in a class that has none `validates`, and
+    all others of these patients. Raises UserError where no name fits."""
     named = np.array([fnmatchcase(PurePath(record.path).name, pattern) for record in records])
     if not named.any():
         raise UserError(
             f"data.held_out={pattern}: no training film has such a name; expected a pattern as NORMAL2-*, and there is "
             f"{PurePath(records[0].path).name} for one."
         )
-    held = np.isin(group, group[named])
-    return np.where(np.isin(label, label[held]), held, validates)
+    chosen = named | (validates & ~np.isin(label, label[named]))
+    return np.isin(group, group[chosen])
 
 
 def choose_fold(label: np.ndarray, group: np.ndarray, folds: int, fold: int, seed: int) -> np.ndarray:

@@ -36,7 +36,7 @@ def fit_temperature(label: ArrayLike, logit: ArrayLike) -> float | None:
 
 def fit_platt(label: ArrayLike, logit: ArrayLike) -> tuple[float, float] | None:
     """(temperature, bias) with the smallest mean log loss; None where no finite ones are best: one class only, classes
-    that one logit separates, or logits that point the wrong way."""
+    that one logit separates, logits that point the wrong way or hardly any (T beyond 0.01 to 100)."""
     from sklearn.linear_model import LogisticRegression  # a third of a second that temperature need not wait for
 
     truth = checked_label(label)
@@ -45,7 +45,8 @@ def fit_platt(label: ArrayLike, logit: ArrayLike) -> tuple[float, float] | None:
         return None
     fitted = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000).fit(score[:, None], truth)
     slope = float(fitted.coef_[0, 0])
-    return (1 / slope, float(fitted.intercept_[0])) if slope > 0 else None
+    low, high = np.exp(LOG_TEMPERATURE)
+    return (1 / slope, float(fitted.intercept_[0])) if 1 / high <= slope <= 1 / low else None
 
 
 def calibrate(logit: ArrayLike, temperature: float, bias: float = 0.0) -> Floats:

@@ -92,7 +92,9 @@ def figures(evidence: Mapping[str, Any], page: Mapping[str, Any]) -> dict[str, s
 
 
 def best_epoch(page: Mapping[str, Any]) -> int | None:
-    """The first epoch that reached the run's objective, where both are told."""
+    """The epoch whose weights were kept: the last, or the first that reached the run's objective, where it is told."""
+    if page["keep"] == "last":
+        return int(page["history"][-1]["epoch"])
     told = page["objective"] or {}
     rows = [row for row in page["history"] if row.get(told.get("name", "")) is not None]
     value = told.get("value")

@@ -1,7 +1,7 @@
 """What a run is worth: from its tables to evidence.json, report.html, report.md and model_card.md. No torch.
 
 Every figure of the pages is in evidence.json, and nothing in evidence.json differs between equal runs: no time, no
-folder, ten significant digits. The threshold and the temperature come from validation and are locked; test is only
+folder, ten significant digits. The threshold and the calibration come from validation and are locked; test is only
 judged with them.
 """
 
@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -63,7 +63,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         raise UserError(f"{source.file}: {error}") from error
     evidence |= rounded(probes(source, evidence, config))
     evidence["verdict"] = verdict(evidence)
-    write_pages(source, evidence)
+    write_pages(source, evidence, config.operating_point.runs)
     if config.export:
         from pneumonia.workflows.export import export_run
 
@@ -127,7 +127,8 @@ def weigh(source: Source, config: EvaluateConfig) -> dict[str, Any]:
         "schema": SCHEMA,
         "predictions": hashlib.sha256(source.file.read_bytes()).hexdigest(),
         "options": {
-            "operating_point": asdict(config.operating_point), "calibration": config.calibration,
+            "operating_point": {n: v for n, v in asdict(config.operating_point).items() if n != "runs"},
+            "calibration": config.calibration,
             "prevalence": config.prevalence, "level": config.level,
             "coverage": config.coverage, "resamples": config.resamples, "seed": config.seed,
         },
@@ -322,9 +323,9 @@ def rounded(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def write_pages(source: Source, evidence: dict[str, Any]) -> None:
+def write_pages(source: Source, evidence: dict[str, Any], runs: Sequence[str]) -> None:
     """All four files, or none of them: each under a temporary name, renamed when all are whole."""
-    page = page_of(source, evidence)
+    page = page_of(source, evidence, runs)
     texts = {
         "report.html": report_html(evidence, page),
         "report.md": report_markdown(evidence, page),

@@ -50,12 +50,16 @@ TOLERANCE = 0.05  # of a probability computed here against predictions.csv: othe
 
 @dataclass(frozen=True)
 class Sheet:
-    """The films of one sheet with their maps [N, H, W], probabilities [N] and, of LIME, what it fitted."""
+    """The films of one sheet with their maps [N, H, W], probabilities [N] and, of LIME, what it fitted.
+
+    averaged: the probabilities are of the mean over mirror images or crops, the maps of the whole film alone.
+    """
 
     films: list[Film]
     maps: NDArray[np.float32]
     probability: list[float]
     fitted: list[Explanation]
+    averaged: bool = False
 
 
 def explain_films(config: ExplainConfig) -> None:
@@ -152,7 +156,8 @@ def explained(method: Method, classifier: Classifier, films: list[Film]) -> Shee
     maps = np.stack([fit.painted() for fit in fitted]) if fitted else method.attribute(net, images).cpu().numpy()
     with torch.inference_mode():
         logits = [float(classifier(film[None])) for film in grey_of(films, classifier)]
-    return Sheet(films, maps, [sigmoid(logit) for logit in logits], fitted)
+    averaged = classifier.flip_average or classifier.crop_average
+    return Sheet(films, maps, [sigmoid(logit) for logit in logits], fitted, averaged)
 
 
 def warn_of_other_probabilities(sheet: Sheet) -> None:
@@ -207,7 +212,7 @@ def drawn(config: ExplainConfig, request: Request, name: str, method: Method, ou
         config.palette,
         sign_of(method),
         smooth,
-        " \N{MIDDLE DOT} ".join(text for text in notes(config, request, method, outcome, smooth, sheet.fitted) if text),
+        " \N{MIDDLE DOT} ".join(text for text in notes(config, request, method, outcome, smooth, sheet) if text),
     )
 
 
@@ -248,9 +253,7 @@ def strongest(num_features: int, fitted: list[Explanation]) -> str:
     return f"the {ranges[0]} strongest of {ranges[1]} superpixels, outlined"
 
 
-def notes(
-    config: ExplainConfig, request: Request, method: Any, outcome: str, smooth: float, fitted: list[Explanation]
-) -> list[str]:
+def notes(config: ExplainConfig, request: Request, method: Any, outcome: str, smooth: float, sheet: Sheet) -> list[str]:
     """The footnote of a sheet: how films were chosen, what was drawn, whose films they are."""
     mistakes = outcome == "most_confident_mistakes"
     how = {
@@ -261,10 +264,11 @@ def notes(
     return [
         "" if outcome == "images" else request.locked,
         "" if outcome == "images" else "the most confident ones" if mistakes else how,
-        strongest(method.num_features, fitted) if fitted else "",
+        strongest(method.num_features, sheet.fitted) if sheet.fitted else "",
         f"smoothed by {smooth:.1f} px for the eye" if smooth else "",
         "yellow line: the true opacity" if masked else "",
         "frame: the true class, orange pneumonia, blue normal" if outcome != "images" else "",
+        "the maps are of the whole film, p of the mean over views" if sheet.averaged else "",
         request.source,
     ]
 

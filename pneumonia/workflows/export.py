@@ -1,4 +1,4 @@
-"""evaluate export=true: a run's best weights as one file that carries its preprocessing, temperature and threshold."""
+"""evaluate export=true: a run's best weights as one file that carries its preprocessing, calibration and threshold."""
 
 import hashlib
 import logging

@@ -1,4 +1,4 @@
-"""Call any films with a trained model: its own preprocessing, temperature and locked threshold.
+"""Call any films with a trained model: its own preprocessing, calibration and locked threshold.
 
 Writes    predictions.csv: the columns of a run's, then `threshold` and `call`. The logit is the model's own; the
           probability is after calibration, and the threshold is the locked one on that scale.
@@ -33,7 +33,7 @@ FILM_COLUMNS = (*COLUMNS, "threshold", "call")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How films become calls: side and resize rule, temperature, threshold on the scaled probability; notes."""
+    """How films become calls: side and resize rule, temperature, bias, threshold on the scaled probability; notes."""
 
     image_size: int
     resize: str

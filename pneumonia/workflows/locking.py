@@ -1,5 +1,7 @@
 """What validation decides, once, before a test film is looked at: the threshold and the calibration. No torch."""
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from pneumonia.settings import OperatingPointConfig, UserError
 from pneumonia.workflows.sources import Source, read_predictions, read_run, to_logit
 from pneumonia.workflows.stressed import needed_stress
 
+SAID = {"temperature": "temperature is", "platt": "slope and level are"}
+
 
 @dataclass(frozen=True)
 class Locked:
@@ -26,12 +30,15 @@ class Locked:
 
 
 def lock(source: Source, rule: OperatingPointConfig, calibration: str) -> Locked:
-    """Threshold and calibration from validation; where it can't decide, 0.5 or the films' own, and why."""
+    """Threshold and calibration from validation; where it can't decide, 0.5 or the films' own, and why.
+
+    Raises UserError for runs that can't choose, ValueError from the choice itself.
+    """
     told: dict[str, Any] = {
         "rule": rule.rule, "minimum": rule.minimum, "cost_ratio": rule.cost_ratio, "corruptions": 0,
         "runs": len(rule.runs),
     }  # fmt: skip
-    judges = [judge_of(name) for name in rule.runs] or [source]
+    judges = judges_of(source, rule.runs) or [source]
     if any("val" not in judge.splits for judge in judges):
         threshold = 0.5 if source.threshold is None else source.threshold
         why = "0.5" if source.threshold is None else "the threshold that the films were predicted with"
@@ -39,9 +46,11 @@ def lock(source: Source, rule: OperatingPointConfig, calibration: str) -> Locked
         return locked(threshold, None, told)
     label, score, raw = seen(judges, rule.stressed)
     n = sum(judge.splits["val"].films.label.size for judge in judges)
+    if rule.runs:
+        told["judges"] = [hashlib.sha256(judge.file.read_bytes()).hexdigest() for judge in judges]
     told["corruptions"] = label.size // n - 1
     if 0 < label.sum() < label.size:
-        chosen = choose_threshold(label, score, rule.rule, rule.minimum, rule.cost_ratio)  # type: ignore[arg-type]
+        chosen = choose_threshold(label, score, rule.rule, rule.minimum, rule.cost_ratio)  # type: ignore[arg-type]  # a str
         threshold = chosen.threshold
         told |= {"chosen_on": "val", "n": n, "reason": ""}
     else:
@@ -49,7 +58,7 @@ def lock(source: Source, rule: OperatingPointConfig, calibration: str) -> Locked
         told |= {"rule": None, "chosen_on": None, "reason": "validation has one class only: 0.5 is used"}
     fitted = fit_platt(label, raw) if calibration == "platt" else fit_temperature(label, raw)
     if fitted is None:
-        told["temperature_reason"] = "no finite temperature is best on validation: probabilities stay as they are"
+        told["temperature_reason"] = f"no finite {SAID[calibration]} best on validation: probabilities stay as they are"
     return locked(threshold, fitted, told)
 
 
@@ -61,6 +70,30 @@ def locked(threshold: float, fitted: float | tuple[float, float] | None, told: d
         "threshold_calibrated": float(calibrate(logit(threshold), temperature, bias)),
     }  # fmt: skip
     return Locked(threshold, temperature, bias, told | figures)
+
+
+def judges_of(source: Source, names: Sequence[str]) -> list[Source]:
+    """The runs whose validation films choose for `source`, and none of them twice. Raises UserError."""
+    judges = [judge_of(name) for name in names]
+    test = set(source.splits["test"].films.path.tolist()) if "test" in source.splits else set()
+    told: set[Path] = {source.file.resolve()}
+    for name, judge in zip(names, judges, strict=True):
+        file = judge.file.resolve()
+        if file in told:
+            raise UserError(
+                f"operating_point.runs: {name} is the judged run or listed twice; name each other run once."
+            )
+        told.add(file)
+        if test & set(judge.splits["val"].films.path.tolist()):
+            raise UserError(
+                f"operating_point.runs: {name} validates on test films of {source.file}; they may not choose."
+            )
+    if names and (lacking := [s.file for s in (source, *judges) if s.threshold is not None]):
+        raise UserError(
+            f"operating_point.runs: {lacking[0]} was written by predict: its probabilities are calibrated, those of a "
+            "run are not. Name runs, or leave operating_point.runs out."
+        )
+    return judges
 
 
 def judge_of(name: str) -> Source:

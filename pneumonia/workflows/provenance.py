@@ -4,7 +4,7 @@ import logging
 import math
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ FACTS = (
 )
 
 
-def page_of(source: Source, evidence: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values for the pages; whatever an older version did not write is left out."""
+def page_of(source: Source, evidence: Mapping[str, Any], runs: Sequence[str]) -> dict[str, Any]:
+    """Plain values for the pages, `runs` as typed; whatever an older version did not write is left out."""
     run = source.run
     command = str(run.get("command", ""))
     if command.startswith("train.py"):
@@ -41,12 +41,13 @@ def page_of(source: Source, evidence: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": source.folder.resolve().name,
         "command": command,
-        "repeat": repeat_of(source, evidence),
+        "repeat": repeat_of(source, evidence, runs),
         "facts": {name: run[name] for name in FACTS if run.get(name) is not None},
         "parameters": run.get("parameters"),
         "versions": run.get("versions", {}),
         "machine": run.get("machine", {}),
         "objective": run.get("objective"),
+        "keep": source.config.get("keep"),
         "skipped": run.get("skipped", []),
         "config": yaml.safe_dump(source.config, sort_keys=False, allow_unicode=True) if source.config else "",
         "model": str(source.config.get("model", {}).get("_target_", "")).rpartition(".")[2],
@@ -59,13 +60,15 @@ def page_of(source: Source, evidence: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def repeat_of(source: Source, evidence: Mapping[str, Any]) -> str:
+def repeat_of(source: Source, evidence: Mapping[str, Any], runs: Sequence[str]) -> str:
     """The command that writes the same page, to be typed where this one was typed, quoted for a shell."""
     options = evidence["options"]
     rule = {f"operating_point.{name}": value for name, value in options["operating_point"].items()}
     told = {"run": source.folder} if source.file.name == "predictions.csv" else {"predictions": source.file}
     typed = {**told, **rule, **{name: value for name, value in options.items() if name != "operating_point"}}
     texts = [f"{name}={plainly(value)}" for name, value in typed.items() if value is not None]
+    if runs:
+        texts.append(f"operating_point.runs=[{','.join(plainly(Path(run)) for run in runs)}]")
     texts += [f"{name}=true" for name in ("shortcuts", "stress") if evidence[name] is not None]
     return " ".join(["python -m pneumonia.evaluate", *map(shlex.quote, texts)])
 

@@ -41,6 +41,10 @@ def resumed_arguments(arguments: Sequence[str]) -> list[str]:
     if changed and not force:
         refuse_conflicts(folder, changed, was)
     composed = composed_settings([*saved, *(typed if force else [])])
+    unknown = {name: value for name, value in composed_settings([]).items() if name not in was}
+    was = (
+        unknown | was
+    )  # what its version did not know is as if nobody had asked for it, whatever its experiment says now
     kept = [
         f"++{name}={hydra_value(was[name])}"
         for name, value in composed.items()
@@ -74,6 +78,8 @@ def settings_of(folder: Path) -> dict[str, Any]:
     """{dotted name: value} of the run's saved settings; relative places are where they were when it started."""
     saved = OmegaConf.load(folder / ".hydra" / "config.yaml")
     was = {name: value for name, value in flat(OmegaConf.to_container(saved, resolve=True)).items() if name not in OWN}
+    if isinstance(was.get("standardize"), bool):  # as the first runs told it
+        was["standardize"] = "centre" if was["standardize"] else "none"
     root = read_json(folder / "run.json").get("data_root")
     if root and was.get("data.root") and not Path(str(was["data.root"])).expanduser().is_absolute():
         was["data.root"] = root

@@ -123,6 +123,8 @@ def test_the_validation_of_other_runs_chooses_for_a_run_and_its_own_has_no_say(
     assert point["threshold"] == pytest.approx(pooled.threshold) and point["n"] == len(both) == 240
     fitted = fit_temperature(np.array([r["label"] for r in both]), np.array([r["logit"] for r in both]))
     assert point["temperature"] == pytest.approx(fitted) and point["runs"] == 2 and point["chosen_on"] == "val"
+    assert "first" not in (run / "evidence.json").read_text()  # their names are the command's, not the evidence's
+    assert f"run={run}" in (page := (run / "report.html").read_text()) and "runs=[first,vote/predictions.csv]" in page
     assert "chosen on 240 validation films of 2 other runs" in " ".join((run / "report.md").read_text().split())
 
 
@@ -143,13 +145,25 @@ def test_platt_scaling_mends_a_level_that_a_temperature_cannot(command: Command,
 
 @pytest.mark.parametrize(
     ("typed", "told"),
-    [("nowhere", "operating_point.runs: run=nowhere: no such folder"), ("tested", "holds no validation films")],
+    [
+        ("nowhere", "operating_point.runs: run=nowhere: no such folder"),
+        ("tested", "holds no validation films"),
+        ("run", "run is the judged run or listed twice"),
+        ("other,other", "other is the judged run or listed twice"),
+        ("leaked", "leaked validates on test films of"),
+        ("called", "was written by predict"),
+    ],
 )
 def test_runs_that_cannot_choose_are_refused(
     command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path, typed: str, told: str
 ) -> None:
     run = make_run(tmp_path / "run")
     make_run(tmp_path / "tested", [row for row in rows_of() if row["split"] == "test"])
+    make_run(tmp_path / "other", rows_of(1, films_seed=1))
+    make_run(tmp_path / "leaked", [row | {"split": "val"} for row in rows_of() if row["split"] == "test"])
+    called = make_run(tmp_path / "called", rows_of(2, films_seed=2))
+    rows = [row | {"threshold": 0.4} for row in rows_of(2, films_seed=2)]
+    write_table(called / "predictions.csv", rows, (*COLUMNS, "threshold"))
     with pytest.raises(SystemExit):
         command("evaluate", f"run={run}", QUICK, f"operating_point.runs=[{typed}]")
     assert told in capsys.readouterr().err and not (run / "evidence.json").exists()

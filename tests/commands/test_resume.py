@@ -14,7 +14,9 @@ from omegaconf import OmegaConf
 from resume_cases import SETTINGS, assert_same_end, go_on, kill_after, start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pneumonia.config import compose
 from pneumonia.workflows import experiment
+from pneumonia.workflows.resume import resumed_arguments
 
 Command = Callable[..., None]
 
@@ -189,6 +191,23 @@ def test_a_run_keeps_its_own_settings_though_the_defaults_have_changed(
     ]
     assert seen[0].mixup == 0.2 and seen[0].model["dropout"] == 0.3  # as typed when it began
     assert before == {file.name: file.read_bytes() for file in (folder / ".hydra").glob("*.yaml")}
+
+
+def test_a_run_of_an_earlier_version_takes_nothing_from_what_its_experiment_says_today(
+    command: Command, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if it had been experiment=record when standardize was true or false and the last epoch could not be kept."""
+    folder = interrupted(command, phantoms, monkeypatch)
+    hydra = folder / ".hydra"
+    saved = OmegaConf.to_container(OmegaConf.load(hydra / "config.yaml"))
+    assert isinstance(saved, dict) and saved["keep"] == "best"
+    old = {name: value for name, value in saved.items() if name not in ("keep", "crop_average")} | {"standardize": True}
+    OmegaConf.save(OmegaConf.create(old), hydra / "config.yaml")
+    typed = [*OmegaConf.load(hydra / "overrides.yaml"), "experiment=record"]
+    OmegaConf.save(OmegaConf.create(typed), hydra / "overrides.yaml")
+    config = compose("train", resumed_arguments([f"resume={folder}"]))
+    assert (config.keep, config.crop_average, config.standardize) == ("best", False, "centre")
+    assert config.epochs == saved["epochs"] and config.mixup == saved["mixup"]
 
 
 def test_what_is_refused_leaves_the_runs_settings_and_what_is_forced_is_kept(

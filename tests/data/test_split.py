@@ -72,6 +72,19 @@ def test_a_series_that_is_held_out_validates_whole_with_a_share_of_the_other_cla
     assert not {r.patient for r in split if r.split == "val"} & {r.patient for r in split if r.split == "train"}
 
 
+def test_a_patient_with_films_of_both_classes_stays_on_one_side_of_a_held_out_series() -> None:
+    both = [
+        Record(f"train/{name}-{p}.png", label, f"m{p}", split="train")
+        for p in range(20)
+        for name, label in (("A", 0), ("ill", 1))
+    ]
+    records = [*named(), *both, Record("train/B-m0.png", 0, "m0", split="train")]
+    split = split_by_patient(records, 0.2, 0, held_out="B-*")
+    assert not {r.patient for r in split if r.split == "val"} & {r.patient for r in split if r.split == "train"}
+    assert sum(r.label == 1 and r.split == "val" for r in split) >= 20  # a fifth of 100, not those of m0 alone
+    assert {r.split for r in split if "/B-" in r.path} == {"val"}
+
+
 @pytest.mark.parametrize(("pattern", "told"), [("C-*", "no training film has such a name"), ("[AB]-*", "no NORMAL")])
 def test_a_series_that_is_not_there_or_is_all_of_a_class_is_refused(pattern: str, told: str) -> None:
     with pytest.raises(UserError, match=told):

@@ -45,6 +45,12 @@ def test_a_planted_slope_and_level_are_recovered_where_a_temperature_alone_stays
     assert ece(label, calibrate(logit, temperature, bias)) < 0.01 < 0.05 < ece(label, alone)
 
 
+def test_hardly_any_slope_is_no_fit():
+    rng = np.random.default_rng(0)
+    label = (np.arange(4000) % 2).astype(int)
+    assert fit_platt(label, 100 * rng.normal(0, 1, 4000) + label) is None
+
+
 def test_extreme_logits_do_not_overflow():
     with np.errstate(all="raise", under="ignore"):
         assert calibrate([-1e6, 0.0, 1e6], 0.01).tolist() == [0.0, 0.5, 1.0]
