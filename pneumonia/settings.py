@@ -227,7 +227,7 @@ class OperatingPointConfig:
     runs: Any = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.runs = [str(run) for run in ([self.runs] if isinstance(self.runs, str) else self.runs or [])]
+        self.runs = [str(run) for run in self.runs]
         one_of("operating_point.rule", self.rule, RULES)
         in_range("operating_point.minimum", self.minimum, 0, 1, open_low=True)
         in_range("operating_point.cost_ratio", self.cost_ratio, 0, open_low=True)

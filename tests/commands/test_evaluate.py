@@ -143,6 +143,15 @@ def test_platt_scaling_mends_a_level_that_a_temperature_cannot(command: Command,
     assert "Platt scaling fitted on validation" in (run / "report.html").read_text()
 
 
+def test_one_run_that_chooses_is_a_list_too(
+    command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run")
+    with pytest.raises(SystemExit):
+        command("evaluate", f"run={run}", QUICK, "operating_point.runs=other")
+    assert "operating_point.runs=other: expected a list" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("typed", "told"),
     [
