@@ -54,6 +54,11 @@ def one_of(key: str, value: str, choices: Sequence[str]) -> None:
         raise UserError(f"{key}={value}: expected one of {', '.join(choices)}{nearest(value, choices)}")
 
 
+def named_standardize(value: str | bool) -> str:
+    """The name of a way to standardise; the first runs and checkpoints told it as true or false."""
+    return ("none", "centre")[value] if isinstance(value, bool) else value
+
+
 def in_range(key: str, value: float | None, low: float, high: float = float("inf"), *, open_low: bool = False) -> None:
     """Raise UserError unless low <= value <= high (low < value with `open_low`); None is left alone."""
     if value is None:

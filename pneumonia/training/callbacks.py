@@ -226,8 +226,8 @@ def read_history(file: Path) -> list[dict[str, float | None]]:
 def kept_row(
     history: list[dict[str, float | None]], objective: str, keep: str = "best"
 ) -> dict[str, float | None] | None:
-    """The row whose weights best.ckpt holds: the last, or of equally good ones the first; None when the objective was
-    never defined."""
+    """The row whose weights best.ckpt holds: with keep="last" the last, else of equally good ones the first; None when
+    there is no row, or the objective was never defined."""
     if keep == "last":
         return history[-1] if history else None
     rows = [row for row in history if row[objective] is not None]
@@ -301,7 +301,7 @@ class StopEarly(EarlyStopping):
 
 
 def best_checkpoint(folder: Path, objective: str, keep: str = "best") -> ModelCheckpoint:
-    """best.ckpt: weights and model spec of the last epoch, or the first with the best `objective`."""
+    """best.ckpt: weights and model spec of the first epoch with the best `objective`; with keep="last" of the last."""
     ranked, mode = ("epoch", "max") if keep == "last" else (objective, mode_of(objective))
     return Checkpoint(
         folder, "best", ranked, mode=mode, save_weights_only=True, enable_version_counter=False,

@@ -19,6 +19,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from pneumonia.build import build
 from pneumonia.data.dataset import Batch
+from pneumonia.settings import named_standardize
 from pneumonia.training.mixing import Mix
 from pneumonia.training.schedules import Factor
 from pneumonia.training.views import KEPT, STANDARDIZE, middle
@@ -55,9 +56,7 @@ class Classifier(L.LightningModule):
         self.schedule = schedule
         self.label_smoothing = label_smoothing
         self.mix = Mix(**mixing or {})
-        if isinstance(standardize, bool):  # as the first checkpoints tell it
-            standardize = "centre" if standardize else "none"
-        self.standardized = STANDARDIZE[standardize]
+        self.standardized = STANDARDIZE[named_standardize(standardize)]
         self.flip_average = flip_average
         self.crop_average = crop_average
         self.build_optimizer()  # settings that don't fit are told before the films are touched

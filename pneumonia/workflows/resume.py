@@ -12,7 +12,7 @@ from omegaconf import OmegaConf, open_dict, read_write
 
 from pneumonia.config import compose, quoted
 from pneumonia.data.records import Record
-from pneumonia.settings import TrainConfig, UserError, launched
+from pneumonia.settings import TrainConfig, UserError, launched, named_standardize
 from pneumonia.workflows.record import written
 from pneumonia.workflows.sources import read_json
 
@@ -41,10 +41,7 @@ def resumed_arguments(arguments: Sequence[str]) -> list[str]:
     if changed and not force:
         refuse_conflicts(folder, changed, was)
     composed = composed_settings([*saved, *(typed if force else [])])
-    unknown = {name: value for name, value in composed_settings([]).items() if name not in was}
-    was = (
-        unknown | was
-    )  # what its version did not know is as if nobody had asked for it, whatever its experiment says now
+    was = composed_settings([]) | was  # what its version did not know is at its default, not as its experiment says now
     kept = [
         f"++{name}={hydra_value(was[name])}"
         for name, value in composed.items()
@@ -78,8 +75,8 @@ def settings_of(folder: Path) -> dict[str, Any]:
     """{dotted name: value} of the run's saved settings; relative places are where they were when it started."""
     saved = OmegaConf.load(folder / ".hydra" / "config.yaml")
     was = {name: value for name, value in flat(OmegaConf.to_container(saved, resolve=True)).items() if name not in OWN}
-    if isinstance(was.get("standardize"), bool):  # as the first runs told it
-        was["standardize"] = "centre" if was["standardize"] else "none"
+    if "standardize" in was:
+        was["standardize"] = named_standardize(was["standardize"])
     root = read_json(folder / "run.json").get("data_root")
     if root and was.get("data.root") and not Path(str(was["data.root"])).expanduser().is_absolute():
         was["data.root"] = root
