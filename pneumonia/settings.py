@@ -92,6 +92,7 @@ class DataConfig:
     folds: int | None = None
     fold: int | None = None
     held_out: str | None = None
+    counterexamples: str | None = None
     patient_key: str = "strict"
     on_bad_file: str = "error"
     batch_size: int = 32
@@ -120,8 +121,12 @@ class DataConfig:
             )
         if (self.folds is None) != (self.fold is None):
             raise UserError("data.folds and data.fold go together: type data.folds=5 data.fold=0 (fold counts from 0).")
-        if self.held_out is not None and self.folds is not None:
-            raise UserError(f"data.held_out={self.held_out} and data.folds={self.folds}: expected one of them.")
+        if self.counterexamples is not None:
+            one_of("data.counterexamples", self.counterexamples, ("greys", "border"))
+        ways = {"held_out": self.held_out, "folds": self.folds, "counterexamples": self.counterexamples}
+        told = [f"data.{key}={value}" for key, value in ways.items() if value is not None]
+        if len(told) > 1:
+            raise UserError(f"{' and '.join(told)}: expected one of them.")
         in_range("data.folds", self.folds, 2)
         in_range("data.fold", self.fold, 0, (self.folds or 1) - 1)
 

@@ -5,45 +5,56 @@ seed over groups in name order, so the order in which a disk lists its files cha
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import PurePath
 
 import numpy as np
 
+from pneumonia.data.counterexamples import FOLDS, Films, misjudged
 from pneumonia.data.records import CLASSES, SPLITS, Record
 from pneumonia.settings import UserError
+
+Read = Callable[[Sequence[Record]], Films]
 
 
 def split_by_patient(
     records: Sequence[Record], fraction: float, seed: int, folds: int | None = None, fold: int | None = None,
-    held_out: str | None = None,
+    held_out: str | None = None, counterexamples: str | None = None, read: Read | None = None,
 ) -> list[Record]:  # fmt: skip
     """`records` with split train, val or test; test records, and a split that names val already, stay as they are.
 
     `fraction` of each class validates; with `folds`, fold number `fold` of k does; with `held_out`, of the classes that
-    have films of such names these do. Raises UserError when there are too few patients to have both classes on both
-    sides.
+    have films of such names these do; with `counterexamples`, the fraction that this shortcut gets most wrong, for
+    which `read` gives the pixels uint8 [N, S, S] of records. Raises UserError when there are too few patients to have
+    both classes on both sides.
     """
     if any(record.split == "val" for record in records):
-        if folds is not None or held_out is not None:
-            raise UserError(
-                f"data.{'held_out' if folds is None else 'folds'}: the manifest names its val films already; write "
-                "train where its split column says val to split anew."
-            )
+        told = {"folds": folds, "held_out": held_out, "counterexamples": counterexamples}
+        for key, value in told.items():
+            if value is not None:
+                raise UserError(
+                    f"data.{key}: the manifest names its val films already; write train where its split column says "
+                    "val to split anew."
+                )
         check_splits(records)
         return list(records)
     development = sorted((r for r in records if r.split == "train"), key=lambda r: r.path)
     group = groups_of(development)
     label = np.array([record.label for record in development])
-    check_enough(label, group, folds or 2)
-    if folds is None:
-        validates = choose(label, group, fraction, seed)
-        validates = validates if held_out is None else hold_out(development, held_out, label, group, validates)
-    else:
+    check_enough(label, group, FOLDS if counterexamples else folds or 2)
+    if counterexamples is not None:
+        assert read is not None
+        validates = choose_worst(
+            label, group, fraction, misjudged(read(development), label, group, counterexamples, seed)
+        )
+    elif folds is not None:
         assert fold is not None
         validates = choose_fold(label, group, folds, fold, seed)
+    else:
+        validates = choose(label, group, fraction, seed)
+        validates = validates if held_out is None else hold_out(development, held_out, label, group, validates)
     moved = {r.path: replace(r, split="val") for r, chosen in zip(development, validates, strict=True) if chosen}
     result = [moved.get(record.path, record) for record in records]
     check_splits(result)
@@ -105,6 +116,19 @@ def hold_out(
         )
     chosen = named | (validates & ~np.isin(label, label[named]))
     return np.isin(group, group[chosen])
+
+
+def choose_worst(label: np.ndarray, group: np.ndarray, fraction: float, wrong: np.ndarray) -> np.ndarray:
+    """Mask [N] of the groups with the highest mean of `wrong` [N], until each class has its share."""
+    mean = np.bincount(group, wrong) / np.bincount(group)
+    chosen = np.zeros(len(label), bool)
+    for number in range(len(CLASSES)):
+        groups = np.unique(group[label == number])
+        for index in groups[np.argsort(-mean[groups], kind="stable")]:
+            if chosen[label == number].sum() >= fraction * (label == number).sum():
+                break
+            chosen |= group == index
+    return chosen
 
 
 def choose_fold(label: np.ndarray, group: np.ndarray, folds: int, fold: int, seed: int) -> np.ndarray:

@@ -37,7 +37,13 @@ POINTS = 200  # of a drawn curve
 SETTINGS = 6  # that are shown, of those in which runs differ
 LONGEST = 24  # characters of a value that is shown
 PLACES = ("trainer.", "data.root", "data.manifest", "data.cache", "data.num_workers", "model.image_size")  # say nothing
-SEEDS_AND_FOLDS = ("seed", "data.fold", "data.manifest", "data.held_out")  # in which runs of one group may differ
+SEEDS_AND_FOLDS = (
+    "seed",
+    "data.fold",
+    "data.manifest",
+    "data.held_out",
+    "data.counterexamples",
+)  # in which runs of one group may differ
 
 
 def runs_of(config: CompareConfig) -> list[Run]:

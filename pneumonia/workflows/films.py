@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
 from pneumonia.data.audit import standing
 from pneumonia.data.cache import FilmCache, FilmFiles, Line, cache_films, damaged
 from pneumonia.data.download import download_films
@@ -56,7 +58,10 @@ def films_of(data: DataConfig, seed: int) -> Films:
             "as a patient of its own, so one child may stand on both sides of the split. data.manifest=films.csv with "
             "a patient column mends it; data.patient_key=none says that it is meant."
         )
-    split = split_by_patient(opened, data.val_fraction, seed, data.folds, data.fold, data.held_out)
+    split = split_by_patient(
+        opened, data.val_fraction, seed, data.folds, data.fold, data.held_out, data.counterexamples,
+        lambda some: np.stack([pixels.read(row) for row in pixels.rows(some)]),
+    )  # fmt: skip
     notes += leaks(split)
     understood = not unknown
     if data.manifest:  # its own patient column may stand in for names that tell none

@@ -46,6 +46,7 @@ def refused(command: Command, capsys: pytest.CaptureFixture[str], *arguments: st
         ("data.patient_key=loose", "expected one of strict, conservative, none"),
         ("data.on_bad_file=ignore", "expected one of error, skip"),
         ("data.folds=5", "data.folds and data.fold go together"),
+        ("data.counterexamples=grays", "expected one of greys, border; did you mean greys?"),
         ("data.held_out=NORMAL2-*", "data.held_out=NORMAL2-*: no training film has such a name"),
         ("keep=newest", "keep=newest: expected one of best, last"),
         ("standardize=true", "expected one of none, centre, local"),

@@ -1,0 +1,84 @@
+"""A shortcut sees what it says and no more; the films it gets wrong validate, whole patients on one side."""
+
+import numpy as np
+import pytest
+
+from pneumonia.data.counterexamples import SHORTCUTS, border, greys, misjudged
+from pneumonia.data.records import Record
+from pneumonia.data.split import split_by_patient
+from pneumonia.settings import DataConfig, UserError
+
+RNG = np.random.default_rng(0)
+
+
+def exposed(levels: list[int], side: int = 32) -> np.ndarray:
+    """Noise of a standard deviation of 10 around each level, [N, side, side]."""
+    noise = RNG.normal(0, 10, (len(levels), side, side))
+    return (np.array(levels)[:, None, None] + noise).clip(0, 255).astype(np.uint8)
+
+
+def test_the_grey_values_know_no_place() -> None:
+    films = exposed([90, 140])
+    shuffled = np.stack([RNG.permutation(film.ravel()).reshape(film.shape) for film in films])
+    np.testing.assert_array_equal(greys(films), greys(shuffled))
+    np.testing.assert_allclose((greys(films) ** 2).sum(1), 1)
+    assert not np.allclose(greys(films)[0], greys(films)[1])
+
+
+@pytest.mark.parametrize("side", [32, 50])
+def test_the_border_knows_nothing_of_the_middle(side: int) -> None:
+    films = exposed([90, 140], side)
+    changed = films.copy()
+    edge = -(-side // 8)  # a cell that lies across the line sees both
+    changed[:, edge:-edge, edge:-edge] = 0
+    np.testing.assert_allclose(border(films), border(changed))
+    changed[:, 0, :] = 0
+    assert not np.allclose(border(films), border(changed))
+
+
+def children(films_each: int = 2) -> tuple[list[Record], np.ndarray]:
+    """60 children of each class, ill ones lighter; the first six of each are exposed as the other class is."""
+    records, levels = [], []
+    for label in (0, 1):
+        for child in range(60):
+            for n in range(films_each):
+                name = f"train/{label}-{child}-{n}.png"
+                records.append(Record(name, label, f"{label}-{child}", split="train", sha256=name))
+                levels.append(150 if (label == 1) != (child < 6) else 100)
+    return records, exposed(levels)
+
+
+@pytest.mark.parametrize("shortcut", SHORTCUTS)
+def test_films_exposed_as_the_other_class_are_the_most_misjudged(shortcut: str) -> None:
+    records, films = children()
+    label = np.array([record.label for record in records])
+    group = np.arange(len(records)) // 2
+    wrong = misjudged(films, label, group, shortcut, seed=0)
+    odd = np.array([int(record.patient[2:]) < 6 for record in records])
+    assert wrong[odd].min() > 0 > wrong[~odd].max()
+
+
+def test_what_the_shortcut_gets_wrong_validates_whole_patients_in_each_class() -> None:
+    records, films = children()
+    rows = {record.path: row for row, record in enumerate(records)}
+    read = lambda some: films[[rows[record.path] for record in some]]  # noqa: E731
+    for order in (records, records[::-1]):
+        split = split_by_patient(order, 0.1, 0, counterexamples="greys", read=read)
+        chosen = {record.patient for record in split if record.split == "val"}
+        assert chosen == {f"{label}-{child}" for label in (0, 1) for child in range(6)}
+        assert {record.patient for record in split if record.split == "train"}.isdisjoint(chosen)
+
+
+def test_a_split_that_is_given_or_too_few_patients_are_refused() -> None:
+    records, films = children()
+    given = [Record("train/v.png", 0, "v", split="val"), *records]
+    with pytest.raises(UserError, match=r"data\.counterexamples: the manifest names its val films already"):
+        split_by_patient(given, 0.1, 0, counterexamples="greys", read=lambda some: films)
+    few = [record for record in records if record.label == 1 or int(record.patient[2:]) < 4]
+    with pytest.raises(UserError, match="NORMAL has 4 in train, at least 5 are needed"):
+        split_by_patient(few, 0.1, 0, counterexamples="greys", read=lambda some: films)
+
+
+def test_one_way_to_split_at_a_time() -> None:
+    with pytest.raises(UserError, match=r"data\.held_out=B-\* and data\.counterexamples=greys: expected one of them"):
+        DataConfig(held_out="B-*", counterexamples="greys")
