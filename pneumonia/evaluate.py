@@ -7,9 +7,10 @@ from pneumonia.settings import EvaluateConfig
 
 
 def check(config: EvaluateConfig) -> None:
-    from pneumonia.workflows.sources import source_of  # the tables are read and refused before anything is written
+    from pneumonia.workflows.locking import judges_of  # the tables are read and refused before anything is written
+    from pneumonia.workflows.sources import source_of
 
-    source_of(config)
+    judges_of(source_of(config), config.operating_point.runs)
 
 
 def task(config: EvaluateConfig) -> None:

@@ -6,6 +6,7 @@ Format  safetensors with one metadata entry, `pneumonia`, of JSON: `hyper_parame
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pneumonia.settings import UserError
 KEY = "pneumonia"
 EXPORTED = ".safetensors"
 NEEDED = ("image_size", "resize", "temperature", "threshold")
+NUMBERS = ("temperature", "bias", "threshold")
 
 
 def read_told(file: Path) -> dict[str, Any]:
@@ -25,6 +27,9 @@ def read_told(file: Path) -> dict[str, Any]:
             told: dict[str, Any] = json.loads((opened.metadata() or {})[KEY])
         if lacking := [name for name in NEEDED if name not in told["recipe"]]:
             raise KeyError(lacking[0])
+        for name in NUMBERS:
+            if not math.isfinite(float(told["recipe"].get(name, 0))):
+                raise ValueError(f"{name} is {told['recipe'][name]}")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise not_exported(file, error) from error
     return told

@@ -174,7 +174,7 @@ def test_runs_that_cannot_choose_are_refused(
     rows = [row | {"threshold": 0.4} for row in rows_of(2, films_seed=2)]
     write_table(called / "predictions.csv", rows, (*COLUMNS, "threshold"))
     with pytest.raises(SystemExit):
-        command("evaluate", f"run={run}", QUICK, f"operating_point.runs=[{typed}]")
+        command("evaluate", f"run={run}", QUICK, f"operating_point.runs=[{typed}]", "stress=true")  # told before it
     assert told in capsys.readouterr().err and not (run / "evidence.json").exists()
 
 

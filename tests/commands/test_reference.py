@@ -6,10 +6,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from sklearn.metrics import roc_auc_score
 
-from pneumonia.data.exported import read_told
+from pneumonia.data.exported import KEY, read_told
+from pneumonia.settings import UserError
 from pneumonia.workflows.sources import REFERENCE
 
 Command = Callable[..., None]
@@ -36,6 +39,15 @@ def test_it_tells_real_films_apart(command: Command, real_films: Path, tmp_path:
     rows = list(csv.DictReader((tmp_path / "predictions.csv").open()))
     assert len(rows) == 60 and len({row["threshold"] for row in rows}) == 1
     assert roc_auc_score([int(row["label"]) for row in rows], [float(row["probability"]) for row in rows]) > 0.95
+
+
+@pytest.mark.parametrize(("name", "value"), [("bias", float("nan")), ("temperature", float("inf")), ("threshold", "x")])
+def test_a_recipe_whose_numbers_are_none_is_refused(tmp_path: Path, name: str, value: object) -> None:
+    told = read_told(REFERENCE)
+    told["recipe"][name] = value
+    save_file({"weight": np.zeros(1)}, tmp_path / "odd.safetensors", {KEY: json.dumps(told)})
+    with pytest.raises(UserError, match=r"odd\.safetensors is not a model that evaluate export=true wrote"):
+        read_told(tmp_path / "odd.safetensors")
 
 
 def test_it_can_be_explained(command: Command, phantoms: Path, tmp_path: Path) -> None:
