@@ -11,7 +11,7 @@ import io
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from pneumonia.evaluation.ensemble import soft_vote, spread
 from pneumonia.evaluation.metrics import METRICS
 from pneumonia.evaluation.operating_point import choose_pooled
 from pneumonia.report.pages import comparison_html
-from pneumonia.settings import CompareConfig, UserError, one_of
+from pneumonia.settings import CompareConfig, UserError, named_standardize, one_of
 from pneumonia.workflows.evidence import rounded, told_split, write_all
+from pneumonia.workflows.resume import composed_settings, flat
 from pneumonia.workflows.sources import Source, read_run
 from pneumonia.workflows.stressed import needed_stress, write_stress
 
@@ -129,7 +130,7 @@ def run_of(name: str, source: Source, part: int, config: CompareConfig) -> Run:
 
 def differences(sources: dict[str, Source], without: Sequence[str] = ()) -> dict[str, str]:
     """{name: the settings in which the runs differ}, as they are typed; at most SETTINGS of them, none of `without`."""
-    flat = {name: dict(flattened(source.config)) for name, source in sources.items()}
+    flat = {name: settings_of(source) for name, source in sources.items()}
     keys = list(dict.fromkeys(key for settings in flat.values() for key in settings))
     differing = [key for key in keys if len({str(settings.get(key)) for settings in flat.values()}) > 1]
     chosen = [key for key in differing if not key.startswith(PLACES) and key not in without][:SETTINGS]
@@ -142,17 +143,18 @@ def shortened(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
-def flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from flattened(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def settings_of(source: Source) -> dict[str, Any]:
+    """{dotted name: value} of a run; closed settings that its version did not know are at their default."""
+    if not source.config:
+        return {}
+    today = {key: value for key, value in composed_settings([]).items() if "." not in key or key.startswith("data.")}
+    told = today | flat(source.config)
+    return told | {"standardize": named_standardize(told["standardize"])}
 
 
 def group_of(source: Source) -> str:
     """Names what runs of one group share: all settings but seed, fold and manifest; the model's name, a short hash."""
-    settings = {key: value for key, value in flattened(source.config) if key not in SEEDS_AND_FOLDS}
+    settings = {key: value for key, value in settings_of(source).items() if key not in SEEDS_AND_FOLDS}
     if not settings:
         return source.folder.resolve().name
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:6]

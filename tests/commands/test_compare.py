@@ -169,6 +169,20 @@ def test_seeds_that_divide_the_same_films_anew_are_compared_with_a_warning(
     assert board["validation_parts"] == 2 and {row["settings"] for row in board["rows"]} == {"seed=0", "seed=1", ""}
 
 
+def test_what_an_older_version_did_not_know_or_named_otherwise_is_no_difference(
+    command: Command, tmp_path: Path
+) -> None:
+    told = {"old": "standardize: true\n", "new": "standardize: centre\nkeep: best\ncrop_average: false\n"}
+    for number, (name, settings) in enumerate(told.items()):
+        run = make_run(tmp_path / "runs" / name, rows_of(number), seed=number)
+        with (run / ".hydra" / "config.yaml").open("a") as stream:
+            stream.write(settings)
+    command("compare", "runs=runs", QUICK)
+    board = board_of(tmp_path / "runs" / "comparison")
+    assert {row["settings"] for row in board["rows"]} == {"seed=0", "seed=1", ""}
+    assert {row["n"] for row in board["spread"]} == {2}
+
+
 def test_folds_share_test_and_not_validation(command: Command, tmp_path: Path) -> None:
     for fold in (0, 1):
         rows = rows_of(fold)
