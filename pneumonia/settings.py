@@ -197,7 +197,7 @@ class TrainConfig:
         one_of("keep", self.keep, ("best", "last"))
         if self.stop_on is not None:
             one_of("stop_on", self.stop_on, OBJECTIVES)
-        one_of("balance", self.balance, ("none", "weighted_loss", "weighted_sampler"))
+        one_of("balance", self.balance, ("none", "weighted_loss", "weighted_sampler", "counterexamples"))
         one_of("standardize", self.standardize, ("none", "centre", "local"))
         in_range("seed", self.seed, 0, 2**31)
         in_range("epochs", self.epochs, 1)

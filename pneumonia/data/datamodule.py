@@ -9,8 +9,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from pneumonia.data.cache import FilmCache, FilmFiles
+from pneumonia.data.counterexamples import FOLDS, against_shortcuts
 from pneumonia.data.dataset import Batch, EpochSampler, FilmDataset
 from pneumonia.data.records import Record
+from pneumonia.data.split import check_enough, groups_of
 from pneumonia.data.transforms import Augmentation
 from pneumonia.settings import usable_cores
 
@@ -46,10 +48,19 @@ class FilmDataModule(L.LightningDataModule):
             for split, part in self.records.items()
         }
 
+        self.against = self.against_shortcuts() if balance == "counterexamples" else None
+
     def train_dataloader(self) -> DataLoader[Batch]:
         label = self.datasets["train"].label
-        weight = balanced(label) if self.balance == "weighted_sampler" else None
+        weight = balanced(label) if self.balance == "weighted_sampler" else self.against
         return self._loader("train", shuffle=True, weight=weight)
+
+    def against_shortcuts(self) -> np.ndarray:
+        """Weight [N] of the training films against SHORTCUTS. Raises UserError where there are too few patients."""
+        train, part = self.datasets["train"], self.records["train"]
+        label, group = train.label.astype(np.int64), groups_of(part)
+        check_enough(label, group, FOLDS)
+        return against_shortcuts(np.stack([train.read(k) for k in range(len(part))]), label, group, self.seed)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._loader("val")

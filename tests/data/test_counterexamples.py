@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pneumonia.data.counterexamples import SHORTCUTS, border, greys, misjudged
+from pneumonia.data.counterexamples import FLOOR, SHORTCUTS, against_shortcuts, border, greys, misjudged
 from pneumonia.data.records import Record
 from pneumonia.data.split import split_by_patient
 from pneumonia.settings import DataConfig, UserError
@@ -56,6 +56,19 @@ def test_films_exposed_as_the_other_class_are_the_most_misjudged(shortcut: str) 
     wrong = misjudged(films, label, group, shortcut, seed=0)
     odd = np.array([int(record.patient[2:]) < 6 for record in records])
     assert wrong[odd].min() > 0 > wrong[~odd].max()
+
+
+def test_films_that_go_against_exposure_are_drawn_more_often() -> None:
+    """A tenth goes against it: a calibrated shortcut puts 0.9 on the wrong class of these and 0.1 of the others."""
+    records, films = children()
+    label = np.array([record.label for record in records])
+    weight = against_shortcuts(films, label, np.arange(len(records)) // 2, seed=0)
+    light = films.mean((1, 2)) > 125
+    agrees = label == light
+    usual, odd = (FLOOR + len(SHORTCUTS) * share for share in (0.1, 0.9))
+    assert weight[agrees].mean() == pytest.approx(usual, abs=0.1)
+    assert weight[~agrees].mean() == pytest.approx(odd, abs=0.1)
+    assert weight[agrees].max() < weight[~agrees].min()
 
 
 def test_what_the_shortcut_gets_wrong_validates_whole_patients_in_each_class() -> None:

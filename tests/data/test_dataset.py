@@ -143,3 +143,5 @@ def test_the_weighted_sampler_draws_both_classes_alike() -> None:
 def test_the_balance_setting_reaches_the_sampler(phantoms: Path) -> None:
     assert datamodule(phantoms, balance="weighted_sampler").train_dataloader().sampler.weight is not None  # type: ignore[attr-defined]
     assert datamodule(phantoms).train_dataloader().sampler.weight is None  # type: ignore[attr-defined]
+    against = datamodule(phantoms, balance="counterexamples").train_dataloader().sampler.weight  # type: ignore[attr-defined]
+    assert len(against) == len(datamodule(phantoms).datasets["train"]) and against.std() > 0
