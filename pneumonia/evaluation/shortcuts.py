@@ -47,8 +47,9 @@ def metadata_features(width: ArrayLike, height: ArrayLike, size: ArrayLike, mode
 
 
 def metadata_auroc(
-    features: ArrayLike, label: ArrayLike, patient: ArrayLike, seed: int = 0, level: float = 0.95
-) -> Audit:
+    features: ArrayLike, label: ArrayLike, patient: ArrayLike, seed: int = 0, level: float = 0.95,
+    resamples: int = 2000,
+) -> Audit:  # fmt: skip
     """AUROC of a classifier (boosted trees) that sees metadata only, out of fold, no patient on both sides of a fold.
 
     Near 0.5 is quiet; where the interval lies above 0.5, the class can be told without looking at the film.
@@ -67,7 +68,7 @@ def metadata_auroc(
     for train, test in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(table, truth, keys):
         model = HistGradientBoostingClassifier(max_iter=50, early_stopping=False, random_state=seed)
         score[test] = model.fit(table[train], truth[train]).predict_proba(table[test])[:, -1]
-    return _audit("metadata", truth, score, keys, seed, level)
+    return _audit("metadata", truth, score, keys, seed, level, resamples)
 
 
 def occlusion_variants(images: Images) -> dict[str, Images]:
@@ -82,6 +83,7 @@ def shortcut_table(
     patient: ArrayLike,
     seed: int = 0,
     level: float = 0.95,
+    resamples: int = 2000,
 ) -> list[Audit]:
     """AUROC of the model on films as they are, then on each variant, in batches of FILMS_AT_ONCE.
 
@@ -98,7 +100,7 @@ def shortcut_table(
     rows = []
     for name, variant in {"as_is": as_is, **VARIANTS}.items():
         score = np.concatenate([np.asarray(predict(variant(images[batch])), dtype=np.float64) for batch in batches])
-        rows.append(_audit(name, truth, score, keys, seed, level))
+        rows.append(_audit(name, truth, score, keys, seed, level, resamples))
     return rows
 
 
@@ -150,7 +152,9 @@ def _centre(images: Images) -> NDArray[np.bool_]:
     return centre
 
 
-def _audit(name: str, label: ArrayLike, score: Floats, patient: ArrayLike, seed: int, level: float) -> Audit:
+def _audit(
+    name: str, label: ArrayLike, score: Floats, patient: ArrayLike, seed: int, level: float, resamples: int
+) -> Audit:
     auroc = point_metrics(label, score, 0.5)["auroc"]
-    drawn = bootstrap_draws(label, score, patient, 0.5, seed=seed, metrics=("auroc",))
+    drawn = bootstrap_draws(label, score, patient, 0.5, resamples, seed, ("auroc",))
     return Audit(name, auroc, drawn.intervals(level)["auroc"], None if auroc is not None else "one class only")

@@ -25,21 +25,21 @@ BATCH = 32
 
 def shortcuts_of(source: Source, judged: str, config: EvaluateConfig) -> dict[str, Any]:
     """AUROC of metadata alone (over all films of the manifest), and of the model on changed films of `judged`."""
-    seed, level = config.seed, config.level
+    seed, level, resamples = config.seed, config.level, config.resamples
     records = source.manifest
     if not records:
         raise UserError(f"shortcuts=true needs the sizes of the films: there is no {source.folder / 'manifest.csv'}.")
     columns = [[getattr(record, name) for record in records] for name in ("width", "height", "bytes", "mode")]
     label, patient = [record.label for record in records], [record.patient for record in records]
     known = all(record.width and record.height for record in records)
-    rows = [metadata_auroc(metadata_features(*columns), label, patient, seed, level)] if known else []
+    rows = [metadata_auroc(metadata_features(*columns), label, patient, seed, level, resamples)] if known else []
     classifier = load_classifier(source.folder / "checkpoints" / "best.ckpt")
     films = source.splits[judged].films
     images = read_all(source, films.path.tolist())
     rows += shortcut_table(
-        lambda batch: probabilities(classifier, batch), images, films.label, films.patient, seed, level
+        lambda batch: probabilities(classifier, batch), images, films.label, films.patient, seed, level, resamples
     )
-    return {"level": level, "seed": seed, "rows": [asdict(row) for row in rows]}
+    return {"level": level, "seed": seed, "resamples": resamples, "rows": [asdict(row) for row in rows]}
 
 
 def read_all(source: Source, paths: Sequence[str]) -> Images:

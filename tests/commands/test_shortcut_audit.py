@@ -36,6 +36,13 @@ def test_every_probe_is_told_and_films_as_they_are_give_the_runs_auroc(run: Path
     assert not [text for level, text in told([rows["metadata"]]) if level == "warning"]
 
 
+def test_its_intervals_are_of_as_many_resamples_as_are_asked_for(run: Path) -> None:
+    found = [shortcuts_of(read_run(run), "test", EvaluateConfig(run=str(run), resamples=n)) for n in (100, 400)]
+    assert [part["resamples"] for part in found] == [100, 400]
+    assert [row["auroc"] for row in found[0]["rows"]] == [row["auroc"] for row in found[1]["rows"]]
+    assert [row["interval"] for row in found[0]["rows"]] != [row["interval"] for row in found[1]["rows"]]
+
+
 def test_a_model_that_reads_a_marker_is_caught(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pixels of one class get a white corner, and the model looks at nothing else."""
     source = read_run(run)
