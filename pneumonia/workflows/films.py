@@ -62,6 +62,12 @@ def films_of(data: DataConfig, seed: int) -> Films:
         opened, data.val_fraction, seed, data.folds, data.fold, data.held_out, data.counterexamples,
         lambda some: np.stack([pixels.read(row) for row in pixels.rows(some)]),
     )  # fmt: skip
+    if data.counterexamples is not None:
+        notes.append(
+            f"data.counterexamples={data.counterexamples}: those films validate that a model of the "
+            f"{data.counterexamples} alone gets most wrong. Their figures, and a threshold chosen on them, are not "
+            "those of usual films."
+        )
     notes += leaks(split)
     understood = not unknown
     if data.manifest:  # its own patient column may stand in for names that tell none

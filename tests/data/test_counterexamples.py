@@ -1,12 +1,15 @@
 """A shortcut sees what it says and no more; the films it gets wrong validate, whole patients on one side."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from pneumonia.data.counterexamples import FLOOR, SHORTCUTS, against_shortcuts, border, greys, misjudged
 from pneumonia.data.records import Record
-from pneumonia.data.split import split_by_patient
+from pneumonia.data.split import class_counts, split_by_patient
 from pneumonia.settings import DataConfig, UserError
+from pneumonia.workflows.films import films_of
 
 RNG = np.random.default_rng(0)
 
@@ -90,6 +93,15 @@ def test_a_split_that_is_given_or_too_few_patients_are_refused() -> None:
     few = [record for record in records if record.label == 1 or int(record.patient[2:]) < 4]
     with pytest.raises(UserError, match="NORMAL has 4 in train, at least 5 are needed"):
         split_by_patient(few, 0.1, 0, counterexamples="greys", read=lambda some: films)
+
+
+def test_a_folder_is_split_by_it_and_the_run_is_told_what_its_figures_are_of(phantoms: Path) -> None:
+    films = films_of(DataConfig(root=str(phantoms), image_size=64, cache=False, counterexamples="border"), 0)
+    counts = class_counts(films.records)
+    assert all(counts["val"][name] >= 0.2 * (counts["val"][name] + counts["train"][name]) for name in counts["val"])
+    assert any("data.counterexamples=border: those films validate" in note for note in films.warnings)
+    plain = films_of(DataConfig(root=str(phantoms), image_size=64, cache=False), 0)
+    assert films.of("test") == plain.of("test") and films.of("val") != plain.of("val")
 
 
 def test_one_way_to_split_at_a_time() -> None:
