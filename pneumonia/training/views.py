@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, interpolate, pad
+from torch.nn.functional import avg_pool1d, interpolate, pad
 
 from pneumonia.training.mixing import BORDER
 
@@ -47,10 +47,18 @@ def by_surroundings(grey: Tensor) -> Tensor:
 
 
 def around(grey: Tensor, reach: int) -> Tensor:
-    """[N, 1, S, S] -> the mean of each pixel's square, `reach` pixels to every side."""
-    whole = 2 * reach + 1
-    mirrored = pad(grey, [reach] * 4, mode="reflect")
-    return avg_pool2d(avg_pool2d(mirrored, (whole, 1), 1), (1, whole), 1)
+    """[N, 1, S, S] -> the mean of each pixel's square, `reach` pixels to every side.
+
+    As two matrix products: on a CPU ten times as fast as pooling over windows of this size.
+    """
+    rows, columns = (averages(side, reach).to(grey) for side in grey.shape[-2:])
+    return rows @ grey @ columns.T
+
+
+def averages(side: int, reach: int) -> Tensor:
+    """[side, side]: row i averages the places i - reach .. i + reach of a line that is mirrored beyond its ends."""
+    mirrored = pad(torch.eye(side).unsqueeze(1), (reach, reach), mode="reflect")
+    return avg_pool1d(mirrored, 2 * reach + 1, 1)[:, 0].T
 
 
 def in_range(grey: Tensor, mean: Tensor, std: Tensor) -> Tensor:
