@@ -59,7 +59,7 @@ class FilmDataModule(L.LightningDataModule):
         """Weight [N] of the training films against SHORTCUTS. Raises UserError where there are too few patients."""
         train, part = self.datasets["train"], self.records["train"]
         label, group = train.label.astype(np.int64), groups_of(part)
-        check_enough(label, group, FOLDS)
+        check_enough(label, group, FOLDS, "for balance=counterexamples")
         return against_shortcuts(np.stack([train.read(k) for k in range(len(part))]), label, group, self.seed)
 
     def val_dataloader(self) -> DataLoader[Batch]:

@@ -143,5 +143,18 @@ def test_the_weighted_sampler_draws_both_classes_alike() -> None:
 def test_the_balance_setting_reaches_the_sampler(phantoms: Path) -> None:
     assert datamodule(phantoms, balance="weighted_sampler").train_dataloader().sampler.weight is not None  # type: ignore[attr-defined]
     assert datamodule(phantoms).train_dataloader().sampler.weight is None  # type: ignore[attr-defined]
+    few = datamodule(phantoms).records["train"]
+    one = next(r.patient for r in few if r.label == 0)
+    few = [r for r in few if r.label == 1 or r.patient == one]
+    with pytest.raises(UserError, match="Too few patients for balance=counterexamples: NORMAL has 1 in train"):
+        FilmDataModule(
+            FilmFiles(phantoms, few, 32, "squash"),
+            few,
+            [],
+            batch_size=8,
+            num_workers=0,
+            balance="counterexamples",
+            seed=0,
+        )
     against = datamodule(phantoms, balance="counterexamples").train_dataloader().sampler.weight  # type: ignore[attr-defined]
     assert len(against) == len(datamodule(phantoms).datasets["train"]) and against.std() > 0
