@@ -47,7 +47,6 @@ class FilmDataModule(L.LightningDataModule):
             )
             for split, part in self.records.items()
         }
-
         self.against = self.against_shortcuts() if balance == "counterexamples" else None
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -59,7 +58,7 @@ class FilmDataModule(L.LightningDataModule):
         """Weight [N] of the training films against SHORTCUTS. Raises UserError where there are too few patients."""
         train, part = self.datasets["train"], self.records["train"]
         label, group = train.label.astype(np.int64), groups_of(part)
-        check_enough(label, group, FOLDS, "for balance=counterexamples")
+        check_enough(label, group, FOLDS, "for balance=counterexamples", "type another balance=")
         return against_shortcuts(np.stack([train.read(k) for k in range(len(part))]), label, group, self.seed)
 
     def val_dataloader(self) -> DataLoader[Batch]:

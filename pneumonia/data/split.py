@@ -78,14 +78,16 @@ def groups_of(records: Sequence[Record]) -> np.ndarray:
     return connected_components(graph, directed=False)[1][: len(records)]
 
 
-def check_enough(label: np.ndarray, group: np.ndarray, needed: int, what: str = "to split") -> None:
-    """Raise UserError unless every class has `needed` groups, which `what` takes."""
+def check_enough(
+    label: np.ndarray, group: np.ndarray, needed: int, what: str = "to split", instead: str = "lower data.folds"
+) -> None:
+    """Raise UserError unless every class has `needed` groups, which `what` takes; `instead` is a way out."""
     for number, name in enumerate(CLASSES):
         patients = len(np.unique(group[label == number]))
         if patients < needed:
             raise UserError(
                 f"Too few patients {what}: {name} has {patients} in train, at least {needed} are needed. "
-                "Add films, lower data.folds, or type data.patient_key=none if every film is of another child."
+                f"Add films, {instead}, or type data.patient_key=none if every film is of another child."
             )
 
 

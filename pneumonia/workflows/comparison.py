@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -143,12 +144,17 @@ def shortened(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
+@cache
+def closed_defaults() -> dict[str, Any]:
+    """{dotted name: value} of today's closed settings; composed once, since a sweep has many runs."""
+    return {key: value for key, value in composed_settings([]).items() if "." not in key or key.startswith("data.")}
+
+
 def settings_of(source: Source) -> dict[str, Any]:
     """{dotted name: value} of a run; closed settings that its version did not know are at their default."""
     if not source.config:
         return {}
-    today = {key: value for key, value in composed_settings([]).items() if "." not in key or key.startswith("data.")}
-    told = today | flat(source.config)
+    told = closed_defaults() | flat(source.config)
     return told | {"standardize": named_standardize(told["standardize"])}
 
 

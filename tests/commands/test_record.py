@@ -4,7 +4,6 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +51,7 @@ def test_one_that_was_killed_and_went_on_ends_as_it(record: Path, phantoms: Path
 
 
 def test_exported_it_calls_films_as_the_run_does(
-    command: Command, record: Path, phantoms: Path, tmp_path: Path, capsys: Any
+    command: Command, record: Path, phantoms: Path, tmp_path: Path
 ) -> None:
     command("evaluate", f"run={record}", "export=true", "resamples=200", "calibration=platt")
     point = json.loads((record / "evidence.json").read_text())["operating_point"]
