@@ -43,16 +43,18 @@ def split_by_patient(
     development = sorted((r for r in records if r.split == "train"), key=lambda r: r.path)
     group = groups_of(development)
     label = np.array([record.label for record in development])
-    check_enough(label, group, FOLDS if counterexamples else folds or 2)
     if counterexamples is not None:
         assert read is not None
+        check_enough(label, group, FOLDS, f"for data.counterexamples={counterexamples}", "leave that out")
         validates = choose_worst(
             label, group, fraction, misjudged(read(development), label, group, counterexamples, seed)
         )
     elif folds is not None:
         assert fold is not None
+        check_enough(label, group, folds, f"for data.folds={folds}", "lower it")
         validates = choose_fold(label, group, folds, fold, seed)
     else:
+        check_enough(label, group, 2, "to split")
         validates = choose(label, group, fraction, seed)
         validates = validates if held_out is None else hold_out(development, held_out, label, group, validates)
     moved = {r.path: replace(r, split="val") for r, chosen in zip(development, validates, strict=True) if chosen}
@@ -78,16 +80,15 @@ def groups_of(records: Sequence[Record]) -> np.ndarray:
     return connected_components(graph, directed=False)[1][: len(records)]
 
 
-def check_enough(
-    label: np.ndarray, group: np.ndarray, needed: int, what: str = "to split", instead: str = "lower data.folds"
-) -> None:
-    """Raise UserError unless every class has `needed` groups, which `what` takes; `instead` is a way out."""
+def check_enough(label: np.ndarray, group: np.ndarray, needed: int, what: str, instead: str = "") -> None:
+    """Raise UserError unless every class has `needed` groups, which `what` takes; `instead` is another way out."""
     for number, name in enumerate(CLASSES):
         patients = len(np.unique(group[label == number]))
         if patients < needed:
+            ways = ", ".join(["Add films", *([instead] if instead else [])])
             raise UserError(
                 f"Too few patients {what}: {name} has {patients} in train, at least {needed} are needed. "
-                f"Add films, {instead}, or type data.patient_key=none if every film is of another child."
+                f"{ways}, or type data.patient_key=none if every film is of another child."
             )
 
 

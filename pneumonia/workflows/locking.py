@@ -88,6 +88,11 @@ def judges_of(source: Source, names: Sequence[str]) -> list[Source]:
             raise UserError(
                 f"operating_point.runs: {name} validates on test films of {source.file}; they may not choose."
             )
+        if source.net and judge.net and source.net != judge.net:
+            raise UserError(
+                f"operating_point.runs: {name} is a {judge.net}, {source.file} of a {source.net}: another net's "
+                "probabilities say nothing about this one's. Name runs of the same recipe."
+            )
     if names and (lacking := [s.file for s in (source, *judges) if s.threshold is not None]):
         raise UserError(
             f"operating_point.runs: {lacking[0]} was written by predict: its probabilities are calibrated, those of a "
@@ -111,9 +116,14 @@ def judge_of(name: str) -> Source:
 def seen(judges: list[Source], stressed: bool) -> tuple[Ints, Floats, Floats]:
     """Label, probability and logit [N] of the validation films of all `judges`; under stress each as often as seen."""
     label, score, raw = [], [], []
-    for judge in judges:
-        val = judge.splits["val"]
-        ways = list(needed_stress(judge).values()) if stressed else [val.films.probability]
+    under = [needed_stress(judge) if stressed else {"as_is": judge.splits["val"].films.probability} for judge in judges]
+    for judge, shown in zip(judges, under, strict=True):
+        if shown.keys() != under[0].keys():
+            raise UserError(
+                f"operating_point.stressed=true: {judge.folder} and {judges[0].folder} hold other corruptions in their "
+                "stress.csv; type python -m pneumonia.evaluate run=<each> stress=true again."
+            )
+        val, ways = judge.splits["val"], list(shown.values())
         label.append(np.tile(val.films.label, len(ways)))
         score.append(np.concatenate(ways))
         raw.append(to_logit(score[-1]) if stressed else val.logit)

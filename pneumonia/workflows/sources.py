@@ -68,6 +68,12 @@ class Source:
         """The run's data settings; those that its version did not know are at their default."""
         return data_settings(self.config)
 
+    @property
+    def net(self) -> str:
+        """Which net at which size, such as compact at 64 px; nothing where it is not known."""
+        model = str((self.config.get("model") or {}).get("_target_", "")).rpartition(".")[2]
+        return f"{model} at {self.data.image_size} px" if model else ""
+
     @cached_property
     def credit(self) -> str:
         """Whom to name as the films' source; nobody where it is not known."""

@@ -161,6 +161,7 @@ def test_one_run_that_chooses_is_a_list_too(
         ("other,other", "other is the judged run or listed twice"),
         ("leaked", "leaked validates on test films of"),
         ("called", "was written by predict"),
+        ("larger", "larger is a cnn at 64 px, "),
     ],
 )
 def test_runs_that_cannot_choose_are_refused(
@@ -170,12 +171,30 @@ def test_runs_that_cannot_choose_are_refused(
     make_run(tmp_path / "tested", [row for row in rows_of() if row["split"] == "test"])
     make_run(tmp_path / "other", rows_of(1, films_seed=1))
     make_run(tmp_path / "leaked", [row | {"split": "val"} for row in rows_of() if row["split"] == "test"])
+    larger = make_run(tmp_path / "larger", rows_of(3, films_seed=3)) / ".hydra" / "config.yaml"
+    larger.write_text(larger.read_text().replace("image_size: 32", "image_size: 64"))
     called = make_run(tmp_path / "called", rows_of(2, films_seed=2))
     rows = [row | {"threshold": 0.4} for row in rows_of(2, films_seed=2)]
     write_table(called / "predictions.csv", rows, (*COLUMNS, "threshold"))
     with pytest.raises(SystemExit):
         command("evaluate", f"run={run}", QUICK, f"operating_point.runs=[{typed}]", "stress=true")  # told before it
     assert told in capsys.readouterr().err and not (run / "evidence.json").exists()
+
+
+def test_runs_under_other_corruptions_do_not_choose_together(
+    command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for seed, corruption in enumerate(("gamma_darker", "blur_light")):
+        run = make_run(tmp_path / corruption, rows := rows_of(seed, films_seed=seed))
+        val = sorted((r for r in rows if r["split"] == "val"), key=lambda r: r["path"])
+        lines = ["path,as_is," + corruption, *(f"{r['path']},{r['probability']},0.5" for r in val)]
+        (run / "stress.csv").write_text("\n".join(lines) + "\n")
+    run = make_run(tmp_path / "run", rows_of(2, films_seed=2))
+    typed = ("operating_point.stressed=true", "operating_point.runs=[gamma_darker,blur_light]")
+    with pytest.raises(SystemExit) as ending:
+        command("evaluate", f"run={run}", QUICK, *typed)
+    assert ending.value.code == 2 and "hold other corruptions in their stress.csv" in capsys.readouterr().err
+    assert not (run / "evidence.json").exists()
 
 
 def test_equal_runs_give_equal_bytes_wherever_they_lie(weighed: Path, command: Command, tmp_path: Path) -> None:

@@ -135,6 +135,14 @@ def test_what_cannot_be_split_is_refused(records: list[Record], message: str) ->
         split_by_patient(records, 0.2, 0)
 
 
+def test_the_way_out_of_too_few_patients_is_of_the_option_that_was_typed() -> None:
+    few = [Record(f"{n}", n % 2, f"{n}", split="train") for n in range(8)]
+    with pytest.raises(UserError, match=r"for data\.folds=5: NORMAL has 4 .* lower it"):
+        split_by_patient(few, 0.2, 0, folds=5, fold=0)
+    with pytest.raises(UserError, match=r"for data\.counterexamples=greys: NORMAL has 4 .* leave that out"):
+        split_by_patient(few, 0.2, 0, counterexamples="greys", read=lambda records: np.zeros((8, 8, 8), np.uint8))
+
+
 def test_real_films_split_by_patient(real_films) -> None:
     records, bad = fingerprint_films(real_films, scan_folder(real_films, "strict")[0])
     split = split_by_patient(records, 0.2, seed=0)
