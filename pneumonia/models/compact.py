@@ -1,4 +1,4 @@
-"""A small residual network for grey films that is strong from a random start: 1.8 M parameters at its usual widths.
+"""A small residual network for grey films that is strong from a random start: 0.9 M parameters at its usual widths.
 
 Input     the three equal channels become one.
 Stem      one 3x3 convolution of stride 2: opacities are larger than the pixels it drops.
