@@ -7,6 +7,8 @@ left is what they read beside it. The films a simple model gets wrong are the ad
 
 Shortcuts  greys   the histogram of the grey values: exposure, contrast and tone, no place of anything
            border  the outer eighth of each side in cells of a sixteenth: frame, page, how near the child is
+Pixels     those that the net gets: at another image_size other films may be the most wrong. To compare sizes, give all
+           runs the manifest.csv of the first.
 Model      logistic regression on standardised features, out of fold over FOLDS folds; no patient on both sides of one.
 """
 
@@ -62,6 +64,6 @@ def misjudged(films: Films, label: NDArray[np.int64], group: NDArray[np.int64], 
 
 def against_shortcuts(films: Films, label: NDArray[np.int64], group: NDArray[np.int64], seed: int) -> Floats:
     """Weight [N] by which films are drawn so that no shortcut pays: the probability that each puts on the wrong class,
-    summed up (the weighting of Nam et al. 2020, with shortcuts that are known beforehand in place of a biased net)."""
+    summed up over FLOOR, the only one tried (in the manner of Nam et al. 2020, known shortcuts for a biased net)."""
     wrong = [expit(misjudged(films, label, group, shortcut, seed)) for shortcut in SHORTCUTS]
     return FLOOR + np.sum(wrong, axis=0)

@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from pneumonia.data.decode import RESIZE
 from pneumonia.settings import UserError
 
 KEY = "pneumonia"
@@ -28,9 +29,14 @@ def read_told(file: Path) -> dict[str, Any]:
         if lacking := [name for name in NEEDED if name not in told["recipe"]]:
             raise KeyError(lacking[0])
         for name in NUMBERS:
-            if not math.isfinite(float(told["recipe"].get(name, 0))):
+            value = float(told["recipe"].get(name, 0))
+            if not math.isfinite(value) or (name == "temperature" and value <= 0):
                 raise ValueError(f"{name} is {told['recipe'][name]}")
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        if told["recipe"]["resize"] not in RESIZE or int(told["recipe"]["image_size"]) < 1:
+            raise ValueError(f"resize is {told['recipe']['resize']}, image_size {told['recipe']['image_size']}")
+        if not told["hyper_parameters"].get("model"):
+            raise KeyError("model")
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise not_exported(file, error) from error
     return told
 

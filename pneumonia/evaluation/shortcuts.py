@@ -8,6 +8,7 @@ Source  DeGrave, Janizek & Lee 2021, doi:10.1038/s42256-021-00338-7; the lungs-o
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -71,11 +72,6 @@ def metadata_auroc(
     return _audit("metadata", truth, score, keys, seed, level, resamples)
 
 
-def occlusion_variants(images: Images) -> dict[str, Images]:
-    """uint8 [N, H, W] -> the same shape per variant; every hidden pixel has the value FILL."""
-    return {name: variant(images) for name, variant in VARIANTS.items()}
-
-
 def shortcut_table(
     predict: Callable[[Images], ArrayLike],
     images: Images,
@@ -85,9 +81,10 @@ def shortcut_table(
     level: float = 0.95,
     resamples: int = 2000,
 ) -> list[Audit]:
-    """AUROC of the model on films as they are, then on each variant, in batches of FILMS_AT_ONCE.
+    """AUROC of the model on films as they are, then on each of `variants`, in batches of FILMS_AT_ONCE.
 
-    A high figure for border_only or blurred says that something else than the lungs is enough.
+    A high figure for border_only, common_centre (that of the mean film) or blurred says that something else than the
+    lungs is enough.
     """
     truth = checked_label(label)
     if images.ndim != 3 or images.dtype != np.uint8 or images.shape[0] != truth.size:
@@ -97,8 +94,9 @@ def shortcut_table(
         )
     keys = checked_patient(patient, truth.size)
     batches = [slice(k, k + FILMS_AT_ONCE) for k in range(0, truth.size, FILMS_AT_ONCE)]
+    mean = np.asarray(np.rint(images.mean(0)), dtype=np.uint8)
     rows = []
-    for name, variant in {"as_is": as_is, **VARIANTS}.items():
+    for name, variant in {"as_is": as_is, **variants(mean)}.items():
         score = np.concatenate([np.asarray(predict(variant(images[batch])), dtype=np.float64) for batch in batches])
         rows.append(_audit(name, truth, score, keys, seed, level, resamples))
     return rows
@@ -136,12 +134,24 @@ def blurred(images: Images) -> Images:
     return np.asarray(np.rint(smooth), dtype=np.uint8)
 
 
-VARIANTS: dict[str, Callable[[Images], Images]] = {
-    "border_only": border_only,
-    "centre_only": centre_only,
-    "corners_masked": corners_masked,
-    "blurred": blurred,
-}
+def common_centre(images: Images, common: NDArray[np.uint8]) -> Images:
+    """The outer BORDER of each side kept around the centre of `common` [H, W]."""
+    return np.where(_centre(images), common, images)
+
+
+def variants(common: NDArray[np.uint8]) -> dict[str, Callable[[Images], Images]]:
+    """What hides parts of films [N, H, W]; hidden pixels are FILL, or those of the film `common` [H, W].
+
+    A net that was trained on blanked centres (`lungs_out`) has learnt that nothing is to be said of those, whatever the
+    border tells it around real lungs. common_centre asks such a net too: all films have the same lungs there.
+    """
+    return {
+        "border_only": border_only,
+        "common_centre": partial(common_centre, common=common),
+        "centre_only": centre_only,
+        "corners_masked": corners_masked,
+        "blurred": blurred,
+    }
 
 
 def _centre(images: Images) -> NDArray[np.bool_]:

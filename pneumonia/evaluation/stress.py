@@ -8,7 +8,8 @@ Source    Hendrycks & Dietterich 2019, arXiv:1903.12261: corruptions that were n
           a squashed square shows the shape of the film), position (rotation), and the margins, which show the cassette
           or the page rather than the child.
 Severity  two of every kind, so that each weighs the same in the mean: one that a reader would hardly mind, one that he
-          would. Lengths are shares of the height, so that films of any size meet the same; greys are of 255.
+          would. Lengths are shares of the height, greys of 255. They meet the pixels that the net gets, so noise
+          and the blocks of JPEG are coarser on a smaller image: compare runs of one size.
 Fixed     what is random about a film comes from (seed, corruption, place of the film) alone: batches change nothing.
 Memory    a batch of FILMS_AT_ONCE films under one corruption at a time, beside the scores [corruptions, N].
 """

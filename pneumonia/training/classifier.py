@@ -24,6 +24,8 @@ from pneumonia.training.mixing import Mix
 from pneumonia.training.schedules import Factor
 from pneumonia.training.views import KEPT, STANDARDIZE, middle
 
+NEITHER = -1  # a label that no metric counts
+
 
 class Classifier(L.LightningModule):
     """uint8 [N, 1, S, S] -> logit [N]; positive means pneumonia.
@@ -63,7 +65,9 @@ class Classifier(L.LightningModule):
         self.build_factor(1, 1)
         self.register_buffer("positive_weight", torch.tensor(positive_weight), persistent=False)
         # validate_args=False: the checks wait for the device at every step
-        self.train_metrics = MetricCollection({"accuracy": BinaryAccuracy(validate_args=False)}, prefix="train/")
+        self.train_metrics = MetricCollection(
+            {"accuracy": BinaryAccuracy(ignore_index=NEITHER, validate_args=False)}, prefix="train/"
+        )
         self.val_metrics = MetricCollection(
             {
                 "accuracy": BinaryAccuracy(validate_args=False),
@@ -105,7 +109,8 @@ class Classifier(L.LightningModule):
         smooth = target * (1 - self.label_smoothing) + self.label_smoothing / 2
         loss = binary_cross_entropy_with_logits(logit, smooth, pos_weight=self.positive_weight)
         self.train_loss.update(loss.detach(), len(target))
-        self.train_metrics.update(logit.detach().sigmoid(), (target > 0.5).int())
+        called_right = torch.where(target == 0.5, NEITHER, (target > 0.5).int())  # lungs_out: nothing to call
+        self.train_metrics.update(logit.detach().sigmoid(), called_right)
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:

@@ -30,7 +30,7 @@ from pneumonia.settings import CompareConfig, UserError, named_standardize, one_
 from pneumonia.workflows.evidence import rounded, told_split, write_all
 from pneumonia.workflows.resume import composed_settings, flat
 from pneumonia.workflows.sources import Source, read_run
-from pneumonia.workflows.stressed import needed_stress, write_stress
+from pneumonia.workflows.stressed import needed_stress, same_stress, write_stress
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +39,7 @@ POINTS = 200  # of a drawn curve
 SETTINGS = 6  # that are shown, of those in which runs differ
 LONGEST = 24  # characters of a value that is shown
 PLACES = ("trainer.", "data.root", "data.manifest", "data.cache", "data.num_workers", "model.image_size")  # say nothing
-SEEDS_AND_FOLDS = (
-    "seed",
-    "data.fold",
-    "data.manifest",
-    "data.held_out",
-    "data.counterexamples",
-)  # in which runs of one group may differ
+SEEDS_AND_FOLDS = ("seed", "data.fold", "data.manifest")  # in which runs of one group may differ
 
 
 def runs_of(config: CompareConfig) -> list[Run]:
@@ -64,6 +58,8 @@ def checked_runs(sources: dict[str, Source], config: CompareConfig) -> list[Run]
         )
     named = zip(sources.items(), parts_of(sources), strict=True)
     runs = [run_of(name, source, part, config) for (name, source), part in named]
+    if config.operating_point.stressed:
+        same_stress({run.name: run.stressed or {} for run in runs})
     try:
         check_comparable(runs)
     except ValueError as error:

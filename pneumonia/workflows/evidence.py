@@ -35,7 +35,7 @@ from pneumonia.evaluation.metrics import (
 from pneumonia.evaluation.subgroups import subgroup_table
 from pneumonia.report.pages import model_card, report_html, report_markdown
 from pneumonia.report.verdict import verdict
-from pneumonia.settings import EvaluateConfig, UserError
+from pneumonia.settings import EvaluateConfig, OperatingPointConfig, UserError
 from pneumonia.workflows.locking import Locked, lock
 from pneumonia.workflows.provenance import page_of
 from pneumonia.workflows.record import written
@@ -62,6 +62,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{source.file}: {error}") from error
     evidence |= rounded(probes(source, evidence, config))
+    warn_of_another_choice(source, evidence)
     evidence["verdict"] = verdict(evidence)
     write_pages(source, evidence, config.operating_point.runs)
     if config.export:
@@ -90,6 +91,22 @@ def probes(source: Source, evidence: Mapping[str, Any], config: EvaluateConfig) 
 
         found["shortcuts"] = shortcuts_of(source, evidence["judged"], config)
     return found
+
+
+def warn_of_another_choice(source: Source, evidence: Mapping[str, Any]) -> None:
+    """Threshold and calibration that were chosen with options are chosen anew by every call, and predict follows."""
+    earlier = read_json(source.folder / "evidence.json")
+    if earlier.get("schema") != SCHEMA or earlier.get("predictions") != evidence["predictions"]:
+        return
+    was, now = (
+        (told["options"]["operating_point"], told["options"].get("calibration"), told["operating_point"].get("judges"))
+        for told in (earlier, evidence)
+    )
+    if was not in (now, (told_rule(OperatingPointConfig()), EvaluateConfig.calibration, None)):
+        log.warning(
+            "threshold and calibration were locked with other options (the report tells them at its end); they are "
+            "locked anew by those of this call, and predict goes by these. Type the options of before to keep them."
+        )
 
 
 def keep_report(source: Source) -> None:
@@ -127,7 +144,7 @@ def weigh(source: Source, config: EvaluateConfig) -> dict[str, Any]:
         "schema": SCHEMA,
         "predictions": hashlib.sha256(source.file.read_bytes()).hexdigest(),
         "options": {
-            "operating_point": {n: v for n, v in asdict(config.operating_point).items() if n != "runs"},
+            "operating_point": told_rule(config.operating_point),
             "calibration": config.calibration,
             "prevalence": config.prevalence, "level": config.level,
             "coverage": config.coverage, "resamples": config.resamples, "seed": config.seed,
@@ -149,6 +166,11 @@ def weigh(source: Source, config: EvaluateConfig) -> dict[str, Any]:
         "stress": None,
     }  # fmt: skip
     return rounded(evidence)
+
+
+def told_rule(rule: OperatingPointConfig) -> dict[str, Any]:
+    """How the operating point is chosen; the names of other runs are the command's, not the evidence's."""
+    return {name: value for name, value in asdict(rule).items() if name != "runs"}
 
 
 def told_split(source: Source, judged: str) -> str:

@@ -73,7 +73,9 @@ def explain_films(config: ExplainConfig) -> None:
     shown: list[Any] = []
     with told_plainly("activations" if only else f"attribution={name}"):
         if not only:
-            sheets = {outcome: explained(method, classifier, films) for outcome, films in request.sheets.items()}
+            sheets = {
+                outcome: explained(method, classifier, films, request) for outcome, films in request.sheets.items()
+            }
         if config.activations:
             image = images_of(request.films[:1], classifier)
             shown = activations(classifier.net, image, config.channel, config.relu, config.layers)
@@ -149,7 +151,7 @@ def images_of(films: list[Film], classifier: Classifier) -> Tensor:
     return classifier.images(grey_of(films, classifier)).contiguous()
 
 
-def explained(method: Method, classifier: Classifier, films: list[Film]) -> Sheet:
+def explained(method: Method, classifier: Classifier, films: list[Film], request: Request) -> Sheet:
     """Maps of the films, one after another where LIME fits a model to each; probabilities as the films are called."""
     images, net = images_of(films, classifier), classifier.net
     fitted = method.explain(net, images) if isinstance(method, Lime) else []
@@ -157,7 +159,8 @@ def explained(method: Method, classifier: Classifier, films: list[Film]) -> Shee
     with torch.inference_mode():
         logits = [float(classifier(film[None])) for film in grey_of(films, classifier)]
     averaged = classifier.flip_average or classifier.crop_average
-    return Sheet(films, maps, [sigmoid(logit) for logit in logits], fitted, averaged)
+    called = [sigmoid(logit / request.temperature + request.bias) for logit in logits]
+    return Sheet(films, maps, called, fitted, averaged)
 
 
 def warn_of_other_probabilities(sheet: Sheet) -> None:

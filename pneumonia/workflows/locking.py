@@ -14,7 +14,7 @@ from pneumonia.evaluation.checks import Floats, Ints
 from pneumonia.evaluation.operating_point import choose_threshold
 from pneumonia.settings import OperatingPointConfig, UserError
 from pneumonia.workflows.sources import Source, read_predictions, read_run, to_logit
-from pneumonia.workflows.stressed import needed_stress
+from pneumonia.workflows.stressed import needed_stress, same_stress
 
 SAID = {"temperature": "temperature is", "platt": "slope and level are"}
 
@@ -116,13 +116,12 @@ def judge_of(name: str) -> Source:
 def seen(judges: list[Source], stressed: bool) -> tuple[Ints, Floats, Floats]:
     """Label, probability and logit [N] of the validation films of all `judges`; under stress each as often as seen."""
     label, score, raw = [], [], []
-    under = [needed_stress(judge) if stressed else {"as_is": judge.splits["val"].films.probability} for judge in judges]
-    for judge, shown in zip(judges, under, strict=True):
-        if shown.keys() != under[0].keys():
-            raise UserError(
-                f"operating_point.stressed=true: {judge.folder} and {judges[0].folder} hold other corruptions in their "
-                "stress.csv; type python -m pneumonia.evaluate run=<each> stress=true again."
-            )
+    under = {
+        str(judge.folder): needed_stress(judge) if stressed else {"as_is": judge.splits["val"].films.probability}
+        for judge in judges
+    }
+    same_stress(under)
+    for judge, shown in zip(judges, under.values(), strict=True):
         val, ways = judge.splits["val"], list(shown.values())
         label.append(np.tile(val.films.label, len(ways)))
         score.append(np.concatenate(ways))

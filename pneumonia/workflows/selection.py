@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumonia.data.decode import RESIZE, BadFilm, read_film
-from pneumonia.data.exported import EXPORTED, read_told
+from pneumonia.data.exported import EXPORTED, NUMBERS, read_told
 from pneumonia.data.records import SUFFIXES, parse_name
 from pneumonia.evaluation.metrics import confident_mistakes
 from pneumonia.settings import OUTCOMES, ExplainConfig, ScoreboardConfig, UserError
@@ -67,7 +67,8 @@ class Request:
     """Films by sheet, with how many each was chosen from, and everything that must be known to explain them.
 
     `image_size` None: the net's own. `run` None: a checkpoint alone. `locked` says where the threshold comes from,
-    `notes` what a user should know.
+    `notes` what a user should know. A probability is sigmoid(logit / temperature + bias): that of predictions.csv for
+    films of a run, that of predict for other images; the threshold is on the same scale, `locked` empty there.
     """
 
     sheets: dict[str, list[Film]]
@@ -81,6 +82,8 @@ class Request:
     locked: str
     source: str
     notes: tuple[str, ...] = ()
+    temperature: float = 1.0
+    bias: float = 0.0
 
     @property
     def films(self) -> list[Film]:
@@ -158,7 +161,8 @@ def from_images(config: ExplainConfig) -> Request:
     """Images by name, with the preprocessing of the run that the checkpoint lies in, where it lies in one."""
     run = run_folder(config.run) if config.run else None
     checkpoint = run / "checkpoints" / "best.ckpt" if run else checkpoint_file(config.checkpoint or "")
-    size, resize, (threshold, locked), source, notes = preprocessing(checkpoint, config.threshold)
+    size, resize, point, source, notes = preprocessing(checkpoint)
+    threshold = point["threshold"] if config.threshold is None else config.threshold
     files = image_files(Path(config.images or "").expanduser())
     understood = [parse_name(file.stem, "strict") for file in files]
     films = [
@@ -170,29 +174,34 @@ def from_images(config: ExplainConfig) -> Request:
     output = config.output or (run / "explanations" if run else "explanations")
     request = Request(
         {"images": films}, {"images": len(files)}, checkpoint, run, Path(output).expanduser(),
-        size, resize, threshold, locked, source if all(understood) else "", tuple(notes),
+        size, resize, threshold, "", source if all(understood) else "", tuple(notes),
+        point["temperature"], point["bias"],
     )  # fmt: skip
     return pictured(request, "/", "images")
 
 
-Preprocessing = tuple[int | None, str, tuple[float, str], str, list[str]]
+Preprocessing = tuple[int | None, str, dict[str, float], str, list[str]]
 
 
-def preprocessing(checkpoint: Path, given: float | None) -> Preprocessing:
-    """(side, resize, (threshold, where from), whom to cite, notes): an exported model's own, or its run's."""
+def preprocessing(checkpoint: Path) -> Preprocessing:
+    """(side, resize, operating point, whom to cite, notes): an exported model's own, or its run's.
+
+    The point is temperature, bias, and the threshold of the scaled probability.
+    """
     if checkpoint.suffix == EXPORTED:
         told = read_told(checkpoint)["recipe"]
-        own = (float(told["threshold"]), f"threshold {told['threshold']:.4g}, locked on validation")
-        chosen = threshold_of(checkpoint, given) if given is not None else own
-        return int(told["image_size"]), told["resize"], chosen, told.get("films", ""), []
+        point = {"bias": 0.0} | {name: float(told[name]) for name in NUMBERS if name in told}
+        return int(told["image_size"]), told["resize"], point, told.get("films", ""), []
     home = checkpoint.resolve().parents[1]
+    own = locked_point(home) or {"threshold": 0.5}
+    point = {"temperature": float(own.get("temperature", 1.0)), "bias": float(own.get("bias", 0.0))}
+    point["threshold"] = float(own.get("threshold_calibrated", own["threshold"]))
     settings = read_config(home)
     if not settings:
-        note = f"no settings beside {checkpoint}: films are squashed to the net's own size"
-        return None, "squash", threshold_of(home, given), "", [note]
+        return None, "squash", point, "", [f"no settings beside {checkpoint}: films are squashed to the net's own size"]
     data = data_settings(settings)
     source = credit(data, True) if data.source == "folder" else ""
-    return data.image_size, data.resize, threshold_of(home, given), source, []
+    return data.image_size, data.resize, point, source, []
 
 
 def image_files(place: Path) -> list[Path]:

@@ -59,11 +59,25 @@ def needed_stress(source: Source) -> dict[str, Floats]:
     """The same; raises UserError where it is not there."""
     scores = read_stress(source)
     if scores is None:
+        way = f"evaluate run={source.folder} stress=true first"
+        if not source.config:  # a vote, which has no net of its own
+            way = "evaluate run=<each> stress=true, then compare operating_point.stressed=true, first"
         raise UserError(
             f"operating_point.stressed=true: {source.folder} holds no stress.csv of these predictions; type "
-            f"python -m pneumonia.evaluate run={source.folder} stress=true first."
+            f"python -m pneumonia.{way}."
         )
     return scores
+
+
+def same_stress(shown: Mapping[str, Mapping[str, Floats]]) -> None:
+    """Raise UserError unless all of {run: {corruption: ...}} are under the same corruptions."""
+    (first, ways), *others = shown.items()
+    for name, other in others:
+        if other.keys() != ways.keys():
+            raise UserError(
+                f"operating_point.stressed=true: {name} and {first} hold other corruptions in their stress.csv; type "
+                "python -m pneumonia.evaluate run=<each> stress=true again."
+            )
 
 
 def stress_evidence(source: Source, threshold: float, config: EvaluateConfig) -> dict[str, Any] | None:

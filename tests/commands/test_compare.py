@@ -80,6 +80,13 @@ def test_the_soft_vote_under_stress_is_the_mean_of_the_members_under_stress(
         shifted.append(seen ** (1 + 0.3 * k))
         lines = [f"{r['path']},{a:.9g},{b:.9g}" for r, a, b in zip(rows, seen, shifted[-1], strict=True)]
         (sweep / str(k) / "stress.csv").write_text("\n".join(["path,as_is,gamma_darker", *lines]) + "\n")
+    other = sweep / "2" / "stress.csv"
+    ours = other.read_text()
+    other.write_text(ours.replace("gamma_darker", "blur_light"))
+    with pytest.raises(SystemExit):
+        command("compare", *typed)
+    assert "hold other corruptions in their stress.csv" in capsys.readouterr().err
+    other.write_text(ours)
     command("compare", *typed)
     [voted] = [row for row in board_of(sweep / "comparison")["rows"] if row["ensemble"]]
     ensemble = sweep / "comparison" / "ensemble"
@@ -89,6 +96,10 @@ def test_the_soft_vote_under_stress_is_the_mean_of_the_members_under_stress(
     evidence = json.loads((ensemble / "evidence.json").read_text())
     assert evidence["operating_point"]["threshold"] == pytest.approx(voted["threshold"], abs=1e-5)
     assert evidence["stress"]["rows"][0]["name"] == "gamma_darker"
+    (ensemble / "stress.csv").unlink()
+    with pytest.raises(SystemExit):
+        command("evaluate", f"predictions={ensemble}/predictions.csv", *typed[2:])
+    assert "then compare operating_point.stressed=true, first" in capsys.readouterr().err
 
 
 def test_the_page_sorts_by_itself_and_the_table_is_a_csv(command: Command, sweep: Path) -> None:

@@ -143,6 +143,21 @@ def test_platt_scaling_mends_a_level_that_a_temperature_cannot(command: Command,
     assert "Platt scaling fitted on validation" in (run / "report.html").read_text()
 
 
+def test_a_choice_that_a_later_call_undoes_is_told(
+    command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run", rows_of())
+    typed = ("operating_point.rule=youden", "calibration=platt")
+    said = "locked anew by those of this call"
+    command("evaluate", f"run={run}", QUICK)
+    command("evaluate", f"run={run}", QUICK, *typed)  # what train wrote was nobody's choice
+    command("evaluate", f"run={run}", QUICK, *typed, "prevalence=0.1")
+    assert said not in "".join(capsys.readouterr())
+    command("evaluate", f"run={run}", QUICK, "prevalence=0.1")
+    assert said in "".join(capsys.readouterr())
+    assert evidence_of(run)["operating_point"]["rule"] == "accuracy"
+
+
 def test_one_run_that_chooses_is_a_list_too(
     command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -41,12 +41,30 @@ def test_it_tells_real_films_apart(command: Command, real_films: Path, tmp_path:
     assert roc_auc_score([int(row["label"]) for row in rows], [float(row["probability"]) for row in rows]) > 0.95
 
 
-@pytest.mark.parametrize(("name", "value"), [("bias", float("nan")), ("temperature", float("inf")), ("threshold", "x")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("bias", float("nan")),
+        ("temperature", float("inf")),
+        ("threshold", "x"),
+        ("temperature", 0),
+        ("image_size", None),
+        ("resize", "stretch"),
+    ],
+)
 def test_a_recipe_whose_numbers_are_none_is_refused(tmp_path: Path, name: str, value: object) -> None:
     told = read_told(REFERENCE)
     told["recipe"][name] = value
     save_file({"weight": np.zeros(1)}, tmp_path / "odd.safetensors", {KEY: json.dumps(told)})
     with pytest.raises(UserError, match=r"odd\.safetensors is not a model that evaluate export=true wrote"):
+        read_told(tmp_path / "odd.safetensors")
+
+
+def test_an_export_that_names_no_net_is_refused(tmp_path: Path) -> None:
+    told = read_told(REFERENCE)
+    del told["hyper_parameters"]
+    save_file({"weight": np.zeros(1)}, tmp_path / "odd.safetensors", {KEY: json.dumps(told)})
+    with pytest.raises(UserError, match=r"odd\.safetensors is not a model"):
         read_told(tmp_path / "odd.safetensors")
 
 
@@ -56,6 +74,13 @@ def test_it_can_be_explained(command: Command, phantoms: Path, tmp_path: Path) -
         "attribution=integrated_gradients", "attribution.n_steps=300",
     )  # fmt: skip
     assert any((tmp_path / "here").rglob("*.png"))
+    command("predict", "checkpoint=reference", f"images={phantoms / 'test' / 'PNEUMONIA'}")
+    row = min(csv.DictReader((tmp_path / "predictions.csv").open()), key=lambda row: row["path"])
+    arrays = np.load(next((tmp_path / "here").rglob("*.npz")))
+    assert Path(str(arrays["path"][0])).name == Path(row["path"]).name
+    assert arrays["probability"] == pytest.approx(float(row["probability"]), rel=1e-3)
+    told = json.loads(next((tmp_path / "here").rglob("*.json")).read_text())
+    assert told["threshold"] == pytest.approx(float(row["threshold"]))
 
 
 @pytest.mark.parametrize("key", ["_target_", "stem"])

@@ -6,8 +6,8 @@ from pneumonia.evaluation.shortcuts import (
     FILL,
     metadata_auroc,
     metadata_features,
-    occlusion_variants,
     shortcut_table,
+    variants,
 )
 
 
@@ -81,15 +81,18 @@ def test_undefined_metadata_audits_say_why(children):
 
 def test_variants_hide_what_they_say(films):
     before = films.copy()
-    found = occlusion_variants(films)
+    mean = np.rint(films.mean(0)).astype(np.uint8)
+    found = {name: hide(films) for name, hide in variants(mean).items()}
     np.testing.assert_array_equal(films, before)
-    assert list(found) == ["border_only", "centre_only", "corners_masked", "blurred"]
+    assert list(found) == ["border_only", "common_centre", "centre_only", "corners_masked", "blurred"]
     assert all(images.dtype == np.uint8 and images.shape == films.shape for images in found.values())
     centre = np.zeros((40, 40), bool)
     centre[6:34, 6:34] = True
     for name, hidden in (("border_only", centre), ("centre_only", ~centre)):
         assert (found[name][:, hidden] == FILL).all()
         np.testing.assert_array_equal(found[name][:, ~hidden], films[:, ~hidden])
+    np.testing.assert_array_equal(found["common_centre"][:, ~centre], films[:, ~centre])
+    assert (found["common_centre"][:, centre] == mean[centre]).all()
     corner = np.zeros((40, 40), bool)
     for rows in (slice(8), slice(32, None)):
         corner[rows, :8] = corner[rows, 32:] = True
@@ -98,7 +101,7 @@ def test_variants_hide_what_they_say(films):
 
 
 def test_blur_keeps_brightness_removes_texture_and_mixes_no_films(films):
-    smooth = occlusion_variants(films)["blurred"]
+    smooth = shortcuts.blurred(films)
     np.testing.assert_allclose(smooth.mean(axis=(1, 2)), films.mean(axis=(1, 2)), atol=1)
     assert smooth[:, :8].std() < 0.3 * films[:, :8].std()
     np.testing.assert_array_equal(shortcuts.blurred(films[:1])[0], smooth[0])
@@ -107,7 +110,20 @@ def test_blur_keeps_brightness_removes_texture_and_mixes_no_films(films):
 def test_a_model_that_reads_the_lungs_passes(films, children):
     found = audit(films, children, lambda batch: batch[:, 12:28, 12:28].mean(axis=(1, 2)) / 255)
     assert found["as_is"].auroc == found["centre_only"].auroc == found["corners_masked"].auroc == 1.0
-    assert found["border_only"].auroc == 0.5
+    assert found["border_only"].auroc == found["common_centre"].auroc == 0.5
+
+
+def test_a_model_that_says_nothing_of_blanked_centres_is_asked_with_lungs_in_them(films, children):
+    """As a net does that was trained with lungs_out: it reads the border, but not around a blank."""
+    label, _ = children
+    films[:, :3, 10:30] = np.where(label == 1, 250, 20)[:, None, None]
+
+    def predict(batch):
+        blank = (batch[:, 10:30, 10:30] == FILL).all((1, 2))
+        return np.where(blank, 0.5, batch[:, :3, 10:30].mean((1, 2)) / 255)
+
+    found = audit(films, children, predict)
+    assert found["border_only"].auroc == 0.5 and found["common_centre"].auroc == 1.0
 
 
 def test_a_planted_marker_is_found(films, children):
@@ -129,7 +145,7 @@ def test_batches_do_not_change_the_table(films, children, monkeypatch):
     whole = audit(films, children, predict)
     monkeypatch.setattr(shortcuts, "FILMS_AT_ONCE", 100)
     assert audit(films, children, predict) == whole
-    assert sizes[:1] + sizes[5:8] == [240, 100, 100, 40]
+    assert sizes[:1] + sizes[6:9] == [240, 100, 100, 40]
 
 
 def test_bad_films_and_one_class_are_told(films, children):

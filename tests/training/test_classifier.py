@@ -95,6 +95,15 @@ def test_auroc_of_one_class_is_undefined_and_not_zero(tmp_path: Path) -> None:
     assert math.isnan(got["val/auroc"]) and math.isnan(got["val/average_precision"])
 
 
+def test_films_without_lungs_count_in_no_training_accuracy() -> None:
+    model = classifier(mixing={"lungs_out": 0.5}).train()
+    torch.manual_seed(0)
+    film = torch.randint(0, 255, (64, 1, 16, 16), dtype=torch.uint8)
+    model.training_step({"image": film, "target": torch.ones(64)}, 0)
+    metric = model.train_metrics["accuracy"]
+    assert 20 < int(metric.tp + metric.fn) < 45 and int(metric.fp + metric.tn) == 0
+
+
 def test_decay_is_for_hidden_kernels_only() -> None:
     net = classifier().net
     decays, rest = parameter_groups(net, 0.1)
