@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 from sklearn.metrics import roc_auc_score
 
+from pneumonia.config import compose
 from pneumonia.data.exported import KEY, read_told
 from pneumonia.settings import UserError
 from pneumonia.workflows.sources import REFERENCE
@@ -83,12 +85,17 @@ def test_it_can_be_explained(command: Command, phantoms: Path, tmp_path: Path) -
     assert told["threshold"] == pytest.approx(float(row["threshold"]))
 
 
-@pytest.mark.parametrize("key", ["_target_", "stem"])
-def test_it_is_the_model_of_the_files(key: str) -> None:
-    """A change of conf/model/compact.yaml would leave a card that tells of another recipe."""
+def test_the_command_on_its_card_composes_its_recipe() -> None:
+    """A change of experiment=record or of what it composes would leave a card that tells of another net."""
     from omegaconf import OmegaConf
 
-    from pneumonia.config import CONF
-
-    spec = read_told(REFERENCE)["hyper_parameters"]["model"]
-    assert json.dumps(spec[key]) == json.dumps(OmegaConf.load(CONF / "model" / "compact.yaml")[key])
+    card = (REFERENCE.parent / "model_card.md").read_text()
+    [line] = [line for line in card.splitlines() if "pneumonia.train" in line]
+    typed = [word for word in shlex.split(line) if "=" in word and "<" not in word and not word.startswith("hydra.")]
+    config = OmegaConf.to_container(compose("train", typed), resolve=False)
+    assert isinstance(config, dict)
+    config["model"]["image_size"] = config["data"]["image_size"]
+    told = read_told(REFERENCE)["hyper_parameters"]
+    told |= told.pop("mixing")
+    own = {name: value for name, value in told.items() if name not in ("channels_last", "positive_weight")}
+    assert {name: config[name] for name in own} == own
