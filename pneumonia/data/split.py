@@ -85,7 +85,7 @@ def check_enough(label: np.ndarray, group: np.ndarray, needed: int, what: str, i
     for number, name in enumerate(CLASSES):
         patients = len(np.unique(group[label == number]))
         if patients < needed:
-            ways = ", ".join(["Add films", *([instead] if instead else [])])
+            ways = f"Add films, {instead}" if instead else "Add films"
             raise UserError(
                 f"Too few patients {what}: {name} has {patients} in train, at least {needed} are needed. "
                 f"{ways}, or type data.patient_key=none if every film is of another child."

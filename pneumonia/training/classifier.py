@@ -109,8 +109,8 @@ class Classifier(L.LightningModule):
         smooth = target * (1 - self.label_smoothing) + self.label_smoothing / 2
         loss = binary_cross_entropy_with_logits(logit, smooth, pos_weight=self.positive_weight)
         self.train_loss.update(loss.detach(), len(target))
-        called_right = torch.where(target == 0.5, NEITHER, (target > 0.5).int())  # lungs_out: nothing to call
-        self.train_metrics.update(logit.detach().sigmoid(), called_right)
+        label = torch.where(target == 0.5, NEITHER, (target > 0.5).int())  # lungs_out: nothing to call
+        self.train_metrics.update(logit.detach().sigmoid(), label)
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:

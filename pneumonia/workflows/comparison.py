@@ -160,8 +160,7 @@ def group_of(source: Source) -> str:
     if not settings:
         return source.folder.resolve().name
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:6]
-    model = str(settings.get("model._target_", "run")).rpartition(".")[2]
-    return f"{model} {digest}"
+    return f"{source.model or 'run'} {digest}"
 
 
 def compare(config: CompareConfig) -> dict[str, Any]:

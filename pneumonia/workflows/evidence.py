@@ -37,7 +37,7 @@ from pneumonia.report.pages import model_card, report_html, report_markdown
 from pneumonia.report.verdict import verdict
 from pneumonia.settings import EvaluateConfig, OperatingPointConfig, UserError
 from pneumonia.workflows.locking import Locked, lock
-from pneumonia.workflows.provenance import page_of
+from pneumonia.workflows.provenance import page_of, repeat_of
 from pneumonia.workflows.record import written
 from pneumonia.workflows.sources import Source, Split, read_json, source_of
 from pneumonia.workflows.stressed import stress_evidence
@@ -61,8 +61,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         evidence = weigh(source, config)
     except ValueError as error:
         raise UserError(f"{source.file}: {error}") from error
-    evidence |= rounded(probes(source, evidence, config))
-    warn_of_another_choice(source, evidence)
+    earlier = earlier_of(source, evidence)
+    evidence |= rounded(probes(source, evidence, earlier, config))
+    warn_of_another_choice(source, evidence, earlier)
     evidence["verdict"] = verdict(evidence)
     write_pages(source, evidence, config.operating_point.runs)
     if config.export:
@@ -74,16 +75,22 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return evidence
 
 
-def probes(source: Source, evidence: Mapping[str, Any], config: EvaluateConfig) -> dict[str, Any]:
-    """What the model makes of changed films: kept where an earlier command computed it, since that needs torch.
-
-    Stress is weighed from stress.csv; the shortcuts of earlier evidence are of this run if it was made from the same
-    predictions, and tell their level.
-    """
+def earlier_of(source: Source, evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """The evidence that an earlier call left of the same predictions; empty without."""
     earlier = read_json(source.folder / "evidence.json")
     same = earlier.get("schema") == SCHEMA and earlier.get("predictions") == evidence["predictions"]
+    return earlier if same else {}
+
+
+def probes(
+    source: Source, evidence: Mapping[str, Any], earlier: Mapping[str, Any], config: EvaluateConfig
+) -> dict[str, Any]:
+    """What the model makes of changed films: kept where an earlier command computed it, since that needs torch.
+
+    Stress is weighed from stress.csv; the shortcuts of earlier evidence tell their level.
+    """
     found = {
-        "shortcuts": earlier.get("shortcuts") if same else None,
+        "shortcuts": earlier.get("shortcuts"),
         "stress": stress_evidence(source, evidence["operating_point"]["threshold"], config),
     }
     if config.shortcuts:
@@ -93,20 +100,20 @@ def probes(source: Source, evidence: Mapping[str, Any], config: EvaluateConfig) 
     return found
 
 
-def warn_of_another_choice(source: Source, evidence: Mapping[str, Any]) -> None:
+def warn_of_another_choice(source: Source, evidence: Mapping[str, Any], earlier: Mapping[str, Any]) -> None:
     """Threshold and calibration that were chosen with options are chosen anew by every call, and predict follows."""
-    earlier = read_json(source.folder / "evidence.json")
-    if earlier.get("schema") != SCHEMA or earlier.get("predictions") != evidence["predictions"]:
+    if not earlier:
         return
     was, now = (
         (told["options"]["operating_point"], told["options"].get("calibration"), told["operating_point"].get("judges"))
         for told in (earlier, evidence)
     )
     if was not in (now, (told_rule(OperatingPointConfig()), EvaluateConfig.calibration, None)):
+        runs = f" and operating_point.runs= of {len(was[2])} runs" if was[2] else ""
         log.warning(
-            "threshold and calibration were locked with other options (the report tells them at its end); they are "
-            "locked anew by those of this call, and predict goes by these. Type the options of before to keep them."
-        )
+            "threshold and calibration were locked with other options; they are locked anew by those of this call, and "
+            "predict goes by these. To have the former ones back: %s%s", repeat_of(source, earlier, ()), runs,
+        )  # fmt: skip
 
 
 def keep_report(source: Source) -> None:

@@ -22,7 +22,7 @@ from pneumonia.settings import PredictConfig, UserError, usable_cores
 from pneumonia.training.checkpoint import load_classifier
 from pneumonia.workflows.predictions import COLUMNS, sigmoid, write_predictions
 from pneumonia.workflows.shortcuts import logits
-from pneumonia.workflows.sources import checkpoint_file, class_name, data_settings, locked_point, read_config
+from pneumonia.workflows.sources import Scale, checkpoint_file, class_name, data_settings, read_config, scale_of
 from pneumonia.workflows.targets import Film, films_to_predict
 
 log = logging.getLogger(__name__)
@@ -87,26 +87,21 @@ def checkpoint_of(config: PredictConfig) -> Path:
 
 def recipe_of(checkpoint: Path, model: dict[str, Any]) -> Recipe:
     """An exported model's own, or that of the run the checkpoint lies in; what is not told is at its default, noted."""
+    scale = scale_of(checkpoint)
     if checkpoint.suffix == EXPORTED:
         told = read_told(checkpoint)["recipe"]
-        return Recipe(
-            told["image_size"], told["resize"], told["temperature"], told.get("bias", 0.0), told["threshold"], []
-        )
-    folder = checkpoint.resolve().parent.parent
-    settings, point = read_config(folder), locked_point(folder)
+        return Recipe(told["image_size"], told["resize"], **asdict(scale or Scale()), notes=[])
+    settings = read_config(checkpoint.resolve().parent.parent)
     data, notes = data_settings(settings), []
     size = model.get("image_size") or data.image_size
     if not settings:
         notes.append(f"No settings lie beside the checkpoint: films are squashed to {size} x {size} pixels.")
-    if point is None:
-        point = {"threshold": 0.5}
+    if scale is None:
         notes.append(
             "No evidence.json lies beside the checkpoint: temperature 1, threshold 0.5 (evaluate run= writes it)."
         )
-    return Recipe(
-        int(data.image_size if settings else size), data.resize, float(point.get("temperature", 1.0)),
-        float(point.get("bias", 0.0)), float(f"{point.get('threshold_calibrated', point['threshold']):.6g}"), notes,
-    )  # fmt: skip
+    side = int(data.image_size if settings else size)
+    return Recipe(side, data.resize, **asdict(scale or Scale()), notes=notes)
 
 
 Decoded = list[tuple[Film, np.ndarray]]

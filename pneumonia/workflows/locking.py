@@ -117,7 +117,7 @@ def seen(judges: list[Source], stressed: bool) -> tuple[Ints, Floats, Floats]:
     """Label, probability and logit [N] of the validation films of all `judges`; under stress each as often as seen."""
     label, score, raw = [], [], []
     under = {
-        str(judge.folder): needed_stress(judge) if stressed else {"as_is": judge.splits["val"].films.probability}
+        str(judge.file): needed_stress(judge) if stressed else {"as_is": judge.splits["val"].films.probability}
         for judge in judges
     }
     same_stress(under)

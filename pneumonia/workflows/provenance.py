@@ -50,7 +50,7 @@ def page_of(source: Source, evidence: Mapping[str, Any], runs: Sequence[str]) ->
         "keep": source.config.get("keep"),
         "skipped": run.get("skipped", []),
         "config": yaml.safe_dump(source.config, sort_keys=False, allow_unicode=True) if source.config else "",
-        "model": str(source.config.get("model", {}).get("_target_", "")).rpartition(".")[2],
+        "model": source.model,
         "data": source.config.get("data", {}),
         "history": source.history,
         "credit": source.credit,

@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumonia.data.decode import RESIZE, BadFilm, read_film
-from pneumonia.data.exported import EXPORTED, NUMBERS, read_told
+from pneumonia.data.exported import EXPORTED, read_told
 from pneumonia.data.records import SUFFIXES, parse_name
 from pneumonia.evaluation.metrics import confident_mistakes
 from pneumonia.settings import OUTCOMES, ExplainConfig, ScoreboardConfig, UserError
 from pneumonia.workflows.films import credit
 from pneumonia.workflows.sources import (
+    Scale,
     Source,
     checkpoint_file,
     data_settings,
@@ -27,6 +28,7 @@ from pneumonia.workflows.sources import (
     read_config,
     read_json,
     read_run,
+    scale_of,
 )
 from pneumonia.workflows.targets import films_below
 
@@ -161,8 +163,9 @@ def from_images(config: ExplainConfig) -> Request:
     """Images by name, with the preprocessing of the run that the checkpoint lies in, where it lies in one."""
     run = run_folder(config.run) if config.run else None
     checkpoint = run / "checkpoints" / "best.ckpt" if run else checkpoint_file(config.checkpoint or "")
-    size, resize, point, source, notes = preprocessing(checkpoint)
-    threshold = point["threshold"] if config.threshold is None else config.threshold
+    size, resize, source, notes = preprocessing(checkpoint)
+    scale = scale_of(checkpoint) or Scale()
+    threshold = scale.threshold if config.threshold is None else config.threshold
     files = image_files(Path(config.images or "").expanduser())
     understood = [parse_name(file.stem, "strict") for file in files]
     films = [
@@ -175,33 +178,24 @@ def from_images(config: ExplainConfig) -> Request:
     request = Request(
         {"images": films}, {"images": len(files)}, checkpoint, run, Path(output).expanduser(),
         size, resize, threshold, "", source if all(understood) else "", tuple(notes),
-        point["temperature"], point["bias"],
+        scale.temperature, scale.bias,
     )  # fmt: skip
     return pictured(request, "/", "images")
 
 
-Preprocessing = tuple[int | None, str, dict[str, float], str, list[str]]
+Preprocessing = tuple[int | None, str, str, list[str]]
 
 
 def preprocessing(checkpoint: Path) -> Preprocessing:
-    """(side, resize, operating point, whom to cite, notes): an exported model's own, or its run's.
-
-    The point is temperature, bias, and the threshold of the scaled probability.
-    """
+    """(side, resize, whom to cite, notes): an exported model's own, or its run's."""
     if checkpoint.suffix == EXPORTED:
         told = read_told(checkpoint)["recipe"]
-        point = {"bias": 0.0} | {name: float(told[name]) for name in NUMBERS if name in told}
-        return int(told["image_size"]), told["resize"], point, told.get("films", ""), []
-    home = checkpoint.resolve().parents[1]
-    own = locked_point(home) or {"threshold": 0.5}
-    point = {"temperature": float(own.get("temperature", 1.0)), "bias": float(own.get("bias", 0.0))}
-    point["threshold"] = float(own.get("threshold_calibrated", own["threshold"]))
-    settings = read_config(home)
+        return int(told["image_size"]), told["resize"], told.get("films", ""), []
+    settings = read_config(checkpoint.resolve().parents[1])
     if not settings:
-        return None, "squash", point, "", [f"no settings beside {checkpoint}: films are squashed to the net's own size"]
+        return None, "squash", "", [f"no settings beside {checkpoint}: films are squashed to the net's own size"]
     data = data_settings(settings)
-    source = credit(data, True) if data.source == "folder" else ""
-    return data.image_size, data.resize, point, source, []
+    return data.image_size, data.resize, credit(data, True) if data.source == "folder" else "", []
 
 
 def image_files(place: Path) -> list[Path]:

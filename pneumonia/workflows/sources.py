@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pneumonia.config import PACKAGE
+from pneumonia.data.exported import EXPORTED, read_told
 from pneumonia.data.records import CLASSES, Record, parse_name
 from pneumonia.evaluation.checks import Floats, Ints, Strings
 from pneumonia.evaluation.films import Films
@@ -69,10 +70,14 @@ class Source:
         return data_settings(self.config)
 
     @property
+    def model(self) -> str:
+        """The function that builds its net, such as compact; nothing where it is not known."""
+        return str(self.config.get("model", {}).get("_target_", "")).rpartition(".")[2]
+
+    @property
     def net(self) -> str:
         """Which net at which size, such as compact at 64 px; nothing where it is not known."""
-        model = str((self.config.get("model") or {}).get("_target_", "")).rpartition(".")[2]
-        return f"{model} at {self.data.image_size} px" if model else ""
+        return f"{self.model} at {self.data.image_size} px" if self.model else ""
 
     @cached_property
     def credit(self) -> str:
@@ -303,6 +308,30 @@ def locked_point(folder: Path) -> dict[str, Any] | None:
             "again, or remove it: the threshold is then 0.5."
         ) from error
     return point
+
+
+@dataclass(frozen=True)
+class Scale:
+    """sigmoid(logit / temperature + bias) is the probability; a film is called where it reaches `threshold`."""
+
+    temperature: float = 1.0
+    bias: float = 0.0
+    threshold: float = 0.5
+
+
+def scale_of(checkpoint: Path) -> Scale | None:
+    """An exported model's own, or that which evaluate locked for the run the checkpoint lies in; None where it did not.
+
+    Raises UserError for a file or evidence that can't be read.
+    """
+    if checkpoint.suffix == EXPORTED:
+        told = read_told(checkpoint)["recipe"]
+        return Scale(float(told["temperature"]), float(told.get("bias", 0.0)), float(told["threshold"]))
+    point = locked_point(checkpoint.resolve().parents[1])
+    if point is None:
+        return None
+    threshold = point.get("threshold_calibrated", point["threshold"])
+    return Scale(float(point.get("temperature", 1.0)), float(point.get("bias", 0.0)), float(f"{threshold:.6g}"))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

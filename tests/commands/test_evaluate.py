@@ -113,7 +113,7 @@ def test_the_validation_of_other_runs_chooses_for_a_run_and_its_own_has_no_say(
 ) -> None:
     run = make_run(tmp_path / "run", rows_of())
     first, second = (rows_of(seed, films_seed=seed) for seed in (1, 2))
-    make_run(tmp_path / "first", first)
+    write_table(make_run(tmp_path / "first", first) / "beside.csv", second, COLUMNS)
     (tmp_path / "vote").mkdir()
     write_table(tmp_path / "vote" / "predictions.csv", second, COLUMNS)
     command("evaluate", f"run={run}", QUICK, "operating_point.runs=[first,vote/predictions.csv]")
@@ -123,6 +123,10 @@ def test_the_validation_of_other_runs_chooses_for_a_run_and_its_own_has_no_say(
     assert point["threshold"] == pytest.approx(pooled.threshold) and point["n"] == len(both) == 240
     fitted = fit_temperature(np.array([r["label"] for r in both]), np.array([r["logit"] for r in both]))
     assert point["temperature"] == pytest.approx(fitted) and point["runs"] == 2 and point["chosen_on"] == "val"
+    told = evidence_of(run)["operating_point"]
+    command("evaluate", f"run={run}", QUICK, "operating_point.runs=[first,first/beside.csv]")  # two of one folder
+    assert evidence_of(run)["operating_point"] == told
+    command("evaluate", f"run={run}", QUICK, "operating_point.runs=[first,vote/predictions.csv]")
     assert "first" not in (run / "evidence.json").read_text()  # their names are the command's, not the evidence's
     assert f"run={run}" in (page := (run / "report.html").read_text()) and "runs=[first,vote/predictions.csv]" in page
     assert "chosen on 240 validation films of 2 other runs" in " ".join((run / "report.md").read_text().split())
@@ -154,7 +158,8 @@ def test_a_choice_that_a_later_call_undoes_is_told(
     command("evaluate", f"run={run}", QUICK, *typed, "prevalence=0.1")
     assert said not in "".join(capsys.readouterr())
     command("evaluate", f"run={run}", QUICK, "prevalence=0.1")
-    assert said in "".join(capsys.readouterr())
+    told = "".join(capsys.readouterr())
+    assert said in told and "operating_point.rule=youden" in told and "calibration=platt" in told
     assert evidence_of(run)["operating_point"]["rule"] == "accuracy"
 
 
