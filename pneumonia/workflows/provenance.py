@@ -69,13 +69,14 @@ def repeat_of(source: Source, evidence: Mapping[str, Any], runs: Sequence[str]) 
     texts = [f"{name}={plainly(value)}" for name, value in typed.items() if value is not None]
     if runs:
         texts.append(f"operating_point.runs=[{','.join(plainly(Path(run)) for run in runs)}]")
-    texts += [f"{name}=true" for name in ("shortcuts", "stress") if evidence[name] is not None]
+    if (source.folder / "checkpoints" / "best.ckpt").is_file():  # a vote has none, and its tables lie beside it
+        texts += [f"{name}=true" for name in ("shortcuts", "stress") if evidence[name] is not None]
     return " ".join(["python -m pneumonia.evaluate", *map(shlex.quote, texts)])
 
 
 def plainly(value: object) -> str:
     """A value in Hydra's grammar: a path with marks of that grammar stands in quotes."""
-    text = str(value)
+    text = str(value).lower() if isinstance(value, bool) else str(value)
     if not isinstance(value, Path) or re.fullmatch(r"[\w./~+@-]+", text):
         return text
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

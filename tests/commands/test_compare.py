@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,10 @@ def test_the_soft_vote_under_stress_is_the_mean_of_the_members_under_stress(
     evidence = json.loads((ensemble / "evidence.json").read_text())
     assert evidence["operating_point"]["threshold"] == pytest.approx(voted["threshold"], abs=1e-5)
     assert evidence["stress"]["rows"][0]["name"] == "gamma_darker"
+    told = re.search(r"<pre>python -m pneumonia\.evaluate (.*)</pre>", (ensemble / "report.html").read_text())
+    assert told
+    command("evaluate", *shlex.split(told[1]))  # a vote has no checkpoint that stress=true could load
+    assert json.loads((ensemble / "evidence.json").read_text()) == evidence
     (ensemble / "stress.csv").unlink()
     with pytest.raises(SystemExit):
         command("evaluate", f"predictions={ensemble}/predictions.csv", *typed[2:])
