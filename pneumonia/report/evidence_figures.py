@@ -138,8 +138,9 @@ def reliability(
         axes.plot((0, 1), (0, 1), color="#BBBBBB", linewidth=1, linestyle=":")
         axes.plot(x, y, color="black", linewidth=1.2)
         axes.scatter(
-            x, y, s=18 + 320 * films / max(1.0, films.max()), color=CLASS_COLOURS["NORMAL"], alpha=0.7, zorder=3
-        )
+            x, y, s=18 + 320 * films / max(1.0, films.max()), color=CLASS_COLOURS["NORMAL"], alpha=0.7, zorder=3,
+            clip_on=False,
+        )  # fmt: skip
         square(axes, title, "predicted probability", "share with pneumonia")
     _title(figure, f"Reliability on {name}", "dotted: probabilities that can be taken at their word")
     return figure

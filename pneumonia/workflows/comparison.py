@@ -27,10 +27,11 @@ from pneumonia.evaluation.metrics import METRICS
 from pneumonia.evaluation.operating_point import choose_pooled
 from pneumonia.report.pages import comparison_html
 from pneumonia.settings import CompareConfig, UserError, named_standardize, one_of
-from pneumonia.workflows.evidence import rounded, told_split, write_all
+from pneumonia.workflows.record import write_all
 from pneumonia.workflows.resume import composed_settings, flat
 from pneumonia.workflows.sources import Source, read_run
 from pneumonia.workflows.stressed import needed_stress, same_stress, write_stress
+from pneumonia.workflows.weighing import rounded, told_split
 
 log = logging.getLogger(__name__)
 

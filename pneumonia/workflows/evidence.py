@@ -1,52 +1,25 @@
 """What a run is worth: from its tables to evidence.json, report.html, report.md and model_card.md. No torch.
 
-Every figure of the pages is in evidence.json, and nothing in evidence.json differs between equal runs: no time, no
-folder, ten significant digits. The threshold and the calibration come from validation and are locked; test is only
-judged with them.
+Every figure of the pages is in evidence.json.
 """
 
-import hashlib
 import json
 import logging
-import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from pneumonia.data.audit import audit_records
-from pneumonia.evaluation.bootstrap import Draws, bootstrap_draws, curve_bands, percentile_interval, unbiased_interval
-from pneumonia.evaluation.calibration import calibrate
 from pneumonia.evaluation.checks import Interval
-from pneumonia.evaluation.conformal import coverage, fit_conformal, risk_coverage
-from pneumonia.evaluation.drift import metric_drift, oracle_gap, score_drift
-from pneumonia.evaluation.intervals import delong, wilson
-from pneumonia.evaluation.metrics import (
-    METRICS,
-    at_prevalence,
-    confident_mistakes,
-    confusion,
-    point_metrics,
-    reliability_bins,
-)
-from pneumonia.evaluation.subgroups import subgroup_table
 from pneumonia.report.pages import model_card, report_html, report_markdown
 from pneumonia.report.verdict import verdict
 from pneumonia.settings import EvaluateConfig, OperatingPointConfig, UserError
-from pneumonia.workflows.locking import Locked, lock
 from pneumonia.workflows.provenance import page_of, repeat_of
-from pneumonia.workflows.record import written
-from pneumonia.workflows.sources import Source, Split, read_json, source_of
+from pneumonia.workflows.record import write_all
+from pneumonia.workflows.sources import Source, read_json, source_of
 from pneumonia.workflows.stressed import stress_evidence
+from pneumonia.workflows.weighing import SCHEMA, rounded, told_rule, weigh
 
 log = logging.getLogger(__name__)
-
-CALIBRATION = ("brier", "log_loss", "ece")
-MISTAKES = 12
-SCHEMA = 2
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -135,223 +108,6 @@ def after_training(folder: Path) -> None:
         log.exception("No evidence was written. Once mended: python -m pneumonia.evaluate run=%s", folder)
 
 
-def weigh(source: Source, config: EvaluateConfig) -> dict[str, Any]:
-    """The evidence as plain values, without its verdict. Raises ValueError from the statistics."""
-    locked = lock(source, config.operating_point, config.calibration)
-    draws = {
-        name: bootstrap_draws(
-            split.films.label, split.films.probability, split.films.patient, locked.threshold, config.resamples,
-            config.seed + (name == "test"),
-        )
-        for name, split in source.splits.items()
-    }  # fmt: skip
-    judged = "test" if "test" in source.splits else "val"
-    split = source.splits[judged]
-    evidence = {
-        "schema": SCHEMA,
-        "predictions": hashlib.sha256(source.file.read_bytes()).hexdigest(),
-        "options": {
-            "operating_point": told_rule(config.operating_point),
-            "calibration": config.calibration,
-            "prevalence": config.prevalence, "level": config.level,
-            "coverage": config.coverage, "resamples": config.resamples, "seed": config.seed,
-        },
-        "judged": judged,
-        "judged_on": told_split(source, judged),
-        "notes": source.notes,
-        "operating_point": locked.told,
-        "splits": {name: one_split(part, locked, draws[name], config) for name, part in source.splits.items()},
-        "drift": drift(source, locked, draws, config.level),
-        "subgroups": [asdict(row) for row in subgroups(split, locked.threshold, config.level)],
-        "abstention": abstention(source, judged, locked, config),
-        "mistakes": mistakes(split, locked),
-        "audit": audit_of(source),
-        "patient_key": source.data.patient_key if source.config else None,
-        "left_out": len(source.run.get("skipped", [])),
-        "planned": {name: sum(r.split == name for r in source.manifest) for name in source.splits},
-        "shortcuts": None,
-        "stress": None,
-    }  # fmt: skip
-    return rounded(evidence)
-
-
-def told_rule(rule: OperatingPointConfig) -> dict[str, Any]:
-    """How the operating point is chosen; the names of other runs are the command's, not the evidence's."""
-    return {name: value for name, value in asdict(rule).items() if name != "runs"}
-
-
-def told_split(source: Source, judged: str) -> str:
-    """What the judged films are, in the words that a figure of them must carry."""
-    label = source.splits[judged].films.label
-    counts = (int((label == 0).sum()), int((label == 1).sum()))
-    if judged == "test" and "Kermany" in source.credit:
-        if counts == (117, 195):
-            return "development half of the official test set, n = 312"
-        if counts == (234, 390):
-            return "official test set, n = 624"
-    return f"{'test' if judged == 'test' else 'validation'} films, n = {label.size:,}"
-
-
-def audit_of(source: Source) -> dict[str, Any] | None:
-    """What the manifest tells of the films, and near copies where train left them; None without a manifest."""
-    if not source.manifest:
-        return None
-    near = read_json(source.folder / "audit.json").get("near")
-    return audit_records(source.manifest) | {"near": near if isinstance(near, dict) else None}
-
-
-def one_split(split: Split, locked: Locked, draws: Draws, config: EvaluateConfig) -> dict[str, Any]:
-    """Counts, every metric with its interval, DeLong beside AUROC, calibration before and after, curves with bands."""
-    films = split.films
-    calibrated = calibrate(split.logit, locked.temperature, locked.bias)
-    ranked = delong(films.label, films.probability, config.level)
-    bands = curve_bands(films.label, films.probability, films.patient, config.resamples, config.seed, config.level)
-    after = bootstrap_draws(
-        films.label, calibrated, films.patient, 0.5, config.resamples, config.seed, metrics=CALIBRATION
-    )
-    point = point_metrics(films.label, calibrated, 0.5)
-    intervals = clustered(after, point, config.level)
-    return {
-        "n": films.label.size,
-        "positives": int(films.label.sum()),
-        "patients": int(np.unique(films.patient).size),
-        "resamples_left_out": draws.left_out,
-        "counts": confusion(films.label, films.probability, locked.threshold),
-        "metrics": estimates(split, locked.threshold, draws, config.level),
-        "delong": {"value": ranked.auroc, "interval": ranked.interval},
-        "at_prevalence": prevalent(split, locked.threshold, draws, config),
-        "calibrated": {name: {"value": point[name], "interval": intervals[name]} for name in CALIBRATION},
-        "reliability": {
-            "before": [b._asdict() for b in reliability_bins(films.label, films.probability)],
-            "after": [b._asdict() for b in reliability_bins(films.label, calibrated)],
-        },
-        "histogram": {
-            name: np.histogram(films.probability[films.label == k], 20, (0, 1))[0].tolist()
-            for k, name in enumerate(("NORMAL", "PNEUMONIA"))
-        },
-        "curves": None if bands is None else {name: asdict(b) for name, b in zip(("roc", "pr"), bands, strict=True)},
-    }
-
-
-def estimates(split: Split, threshold: float, draws: Draws, level: float) -> dict[str, dict[str, Any]]:
-    """{metric: value, interval, method}: Wilson for proportions (the clustered interval beside), else clustered."""
-    films = split.films
-    values = point_metrics(films.label, films.probability, threshold)
-    c = confusion(films.label, films.probability, threshold)
-    of = {
-        "accuracy": (c["tp"] + c["tn"], films.label.size), "sensitivity": (c["tp"], c["tp"] + c["fn"]),
-        "specificity": (c["tn"], c["tn"] + c["fp"]), "ppv": (c["tp"], c["tp"] + c["fp"]),
-        "npv": (c["tn"], c["tn"] + c["fn"]),
-    }  # fmt: skip
-    drawn = clustered(draws, values, level)
-    found = {
-        name: {
-            "value": values[name],
-            "interval": wilson(*of[name], level) if name in of else drawn[name],
-            "method": "Wilson" if name in of else "bootstrap over patients",
-            "clustered": drawn[name],
-            "of": of[name][1] if name in of else films.label.size,
-        }
-        for name in METRICS
-    }
-    if drawn["auroc"] and drawn["auroc"][0] == drawn["auroc"][1]:  # all resamples of a perfect ranking are perfect
-        found["auroc"] |= {"interval": delong(films.label, films.probability, level).interval, "method": "DeLong"}
-    return found
-
-
-def clustered(draws: Draws, values: Mapping[str, float | None], level: float) -> dict[str, Interval | None]:
-    """{metric: interval over patients}; that of ECE is corrected for the bias of its draws."""
-    found = draws.intervals(level)
-    return found | {"ece": unbiased_interval(draws.values["ece"], values["ece"], level)}
-
-
-def prevalent(split: Split, threshold: float, draws: Draws, config: EvaluateConfig) -> dict[str, Any] | None:
-    """PPV and NPV where a share `prevalence` is ill, with intervals over the same resamples."""
-    if config.prevalence is None:
-        return None
-    films = split.films
-    point = point_metrics(films.label, films.probability, threshold)
-    values = at_prevalence(point["sensitivity"], point["specificity"], config.prevalence)
-    pairs = zip(draws.values["sensitivity"], draws.values["specificity"], strict=True)
-    drawn = np.array([at_prevalence(a, b, config.prevalence) for a, b in pairs], np.float64).reshape(-1, 2)
-    return {
-        "prevalence": config.prevalence,
-        **{
-            name: {"value": values[k], "interval": percentile_interval(drawn[:, k], config.level)}
-            for k, name in enumerate(("ppv", "npv"))
-        },
-    }
-
-
-def drift(source: Source, locked: Locked, draws: Mapping[str, Draws], level: float) -> dict[str, Any] | None:
-    """Validation against test; None where one of them is not there."""
-    if not {"val", "test"} <= set(source.splits):
-        return None
-    val, test = source.splits["val"].films, source.splits["test"].films
-    gap = oracle_gap(test, locked.threshold)
-    rows = metric_drift(val, test, locked.threshold, draws["val"], draws["test"], level)
-    return {
-        "metrics": [asdict(row) for row in rows],
-        "scores": [asdict(row) for row in score_drift(val, test)],
-        "oracle": None if gap is None else asdict(gap),
-    }
-
-
-def subgroups(split: Split, threshold: float, level: float) -> list[Any]:
-    films = split.films
-    return subgroup_table(
-        films.label, films.probability, films.patient, threshold, split.subtype, split.width, split.height, split.mode,
-        level,
-    )  # fmt: skip
-
-
-def abstention(source: Source, judged: str, locked: Locked, config: EvaluateConfig) -> dict[str, Any]:
-    """Prediction sets fitted on validation and measured on test; risk against coverage on the judged split."""
-    films = source.splits[judged].films
-    curve = risk_coverage(films.label, films.probability, locked.threshold)
-    at = [math.ceil(k * films.label.size / 20) - 1 for k in range(1, 21)]
-    found: dict[str, Any] = {
-        "aurc": curve.aurc,
-        "coverage": curve.coverage[at].tolist(),
-        "risk": curve.risk[at].tolist(),
-        "sets": None,
-    }
-    val = source.splits.get("val")
-    if val is None or judged == "val":
-        return found | {"reason": "sets need validation and test films"}
-    sets = fit_conformal(val.films.label, val.films.probability, 1 - config.coverage)
-    measured = coverage(sets, films.label, films.probability, config.level)
-    limit = [None if math.isinf(value) else value for value in sets.limit]
-    return found | {"sets": {"promised": config.coverage, "limit": limit, **asdict(measured)}}
-
-
-def mistakes(split: Split, locked: Locked) -> list[dict[str, Any]]:
-    """The most confident of them, at most MISTAKES."""
-    films = split.films
-    calibrated = calibrate(split.logit, locked.temperature, locked.bias)
-    return [
-        {
-            "path": str(films.path[k]),
-            "label": int(films.label[k]),
-            "subtype": str(split.subtype[k]),
-            "probability": float(films.probability[k]),
-            "calibrated": float(calibrated[k]),
-        }
-        for k in confident_mistakes(films.label, films.probability, locked.threshold)[:MISTAKES].tolist()
-    ]
-
-
-def rounded(value: Any) -> Any:
-    """Plain values with ten significant digits, so that equal runs write equal bytes; not finite becomes None."""
-    if isinstance(value, Mapping):
-        return {str(name): rounded(item) for name, item in value.items()}
-    if isinstance(value, np.ndarray | list | tuple):
-        return [rounded(item) for item in value]
-    if isinstance(value, float | np.floating):
-        return float(f"{value:.10g}") if math.isfinite(value) else None
-    return value.item() if isinstance(value, np.generic) else value
-
-
 def write_pages(source: Source, evidence: dict[str, Any], runs: Sequence[str]) -> None:
     """All four files, or none of them: each under a temporary name, renamed when all are whole."""
     page = page_of(source, evidence, runs)
@@ -365,13 +121,6 @@ def write_pages(source: Source, evidence: dict[str, Any], runs: Sequence[str]) -
         write_all(source.folder, texts)
     except OSError as error:
         raise UserError(f"The report can't be written to {source.folder} ({error}).") from error
-
-
-def write_all(folder: Path, texts: Mapping[str, str]) -> None:
-    """Write every text of {name: text}; they are renamed when all are whole."""
-    with ExitStack() as stack:
-        for name, text in texts.items():
-            stack.enter_context(written(folder / name)).write_text(text, encoding="utf-8")
 
 
 def describe(evidence: Mapping[str, Any]) -> None:

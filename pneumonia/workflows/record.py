@@ -6,8 +6,8 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,13 @@ def write_json(file: Path, content: Any) -> None:
     """Keys keep their order, nan is refused."""
     with written(file) as temporary:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_all(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write every text of {name: text}; they are renamed when all are whole."""
+    with ExitStack() as stack:
+        for name, text in texts.items():
+            stack.enter_context(written(folder / name)).write_text(text, encoding="utf-8")
 
 
 class RunRecord:

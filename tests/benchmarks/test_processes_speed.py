@@ -22,7 +22,7 @@ from pneumonia.data.records import Record
 from pneumonia.settings import usable_cores
 from pneumonia.training.callbacks import History, ReseedEachStep, read_history
 from pneumonia.training.classifier import Classifier
-from pneumonia.workflows.experiment import SpeakInChild, quiet
+from pneumonia.workflows.trainer import SpeakInChild, quiet
 
 pytestmark = pytest.mark.benchmark
 ADAM = {"_target_": "torch.optim.Adam", "lr": 1e-4}

@@ -32,8 +32,8 @@ def weigh_quickly(run: Path, **options: Any) -> dict[str, Any]:
     """The evidence without its pages."""
     from pneumonia.report.verdict import verdict
     from pneumonia.settings import EvaluateConfig
-    from pneumonia.workflows.evidence import weigh
     from pneumonia.workflows.sources import read_run
+    from pneumonia.workflows.weighing import weigh
 
     evidence = weigh(read_run(run), EvaluateConfig(run=str(run), resamples=200, **options))
     return evidence | {"verdict": verdict(evidence)}

@@ -87,7 +87,7 @@ def test_processes_that_do_not_fit_are_refused_in_one_line(
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from pneumonia.settings import TrainerConfig
-    from pneumonia.workflows.experiment import uses_gpu
+    from pneumonia.workflows.trainer import uses_gpu
 
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert uses_gpu(TrainerConfig(strategy="ddp"), Launch(0, 4, 2, "srun"))
@@ -99,7 +99,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_full_disk_and_a_taken_port_are_told_in_a_users_words() -> None:
-    from pneumonia.workflows.experiment import of_child
+    from pneumonia.workflows.ending import of_child
 
     assert "make room" in str(of_child(OSError(errno.ENOSPC, "No space left on device")))
     assert "is in use" in str(of_child(RuntimeError("The server socket has failed to listen, EADDRINUSE")))

@@ -61,4 +61,6 @@ def test_tensorboard_shows_curves_pictures_and_final_metrics(server: str) -> Non
     assert "val/precision_recall" in ask(f"{server}/data/plugin/pr_curves/tags")[name]
     experiment = ask(f"{server}/data/plugin/hparams/experiment", {})
     assert {info["name"]["tag"] for info in experiment["metricInfos"]} >= {"final/val_auroc", "final/test_accuracy"}
-    assert {info["name"] for info in experiment["hparamInfos"]} >= {"model", "lr", "seed", "image_size"}
+    assert {info["name"] for info in experiment["hparamInfos"]} >= {
+        "model", "lr", "seed", "image_size", "standardize", "mixup", "keep", "flip_average",
+    }  # fmt: skip
