@@ -1,4 +1,4 @@
-"""What each layer of a net makes of one film: one map per convolution and per pool, by forward hooks."""
+"""What each layer of a net makes of one film: a map per convolution and pool, but the global one, by forward hooks."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -50,8 +50,12 @@ def activations(
 
 
 def shown_layers(net: nn.Module) -> dict[str, str]:
-    """Name -> kind (conv or pool) of the layers that can be shown, in the order in which the net registers them."""
-    layers = [(name, module) for name, module in leaves(net) if isinstance(module, (nn.Conv2d, *POOLS))]
+    """Name -> kind (conv or pool) of the layers that can be shown, in the order in which the net registers them.
+
+    A pool over the whole film leaves one number a channel and no map.
+    """
+    known = [(name, module) for name, module in leaves(net) if isinstance(module, (nn.Conv2d, *POOLS))]
+    layers = [(name, module) for name, module in known if getattr(module, "output_size", None) not in (1, (1, 1))]
     return {name: "conv" if isinstance(module, nn.Conv2d) else "pool" for name, module in layers}
 
 

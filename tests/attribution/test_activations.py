@@ -24,6 +24,13 @@ def test_input_convolutions_and_pools_in_the_order_of_the_net(film):
     ]
 
 
+def test_a_pool_over_the_whole_film_leaves_no_map(film):
+    net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(5), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert [layer for layer, _, _ in activations(net, film)] == ["input", "0", "1"]
+    with pytest.raises(ValueError, match="No layer 2; choose from input, 0, 1"):
+        activations(net, film, layers=["2"])
+
+
 def test_maps_are_the_first_channels_of_the_layers_outputs(film):
     net = small_cnn().eval()
     before, after = activations(net, film), activations(net, film, relu="after")
