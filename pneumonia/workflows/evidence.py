@@ -1,6 +1,6 @@
 """What a run is worth: from its tables to evidence.json, report.html, report.md and model_card.md. No torch.
 
-Every figure of the pages is in evidence.json.
+Every figure of the pages is in evidence.json, which is the same for equal runs.
 """
 
 import json

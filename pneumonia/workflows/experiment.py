@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,14 @@ from pneumonia.workflows.films import Films, describe, films_of
 from pneumonia.workflows.pictures import draw_after, draw_before
 from pneumonia.workflows.predictions import predict, summarize, write_predictions
 from pneumonia.workflows.record import RunRecord, write_json
-from pneumonia.workflows.resume import Place, keep_settings, place_of, refuse_other_films, refuse_other_state
+from pneumonia.workflows.resume import Place, flat, keep_settings, place_of, refuse_other_films, refuse_other_state
 from pneumonia.workflows.trainer import build_trainer, quiet, say_processes
 
 log = logging.getLogger(__name__)
 
+SPLIT = (
+    "batch_size", "image_size", "resize", "val_fraction", "folds", "fold", "held_out", "counterexamples", "patient_key",
+)  # fmt: skip
 HOW = ("test", "deterministic", "compile", "resume", "force", "retry_failed")  # settings that make no other model
 
 
@@ -166,17 +170,30 @@ def log_hyperparameters(config: TrainConfig, trainer: L.Trainer, metrics: dict[s
     """The HParams tab: what was chosen, beside the run's real final metrics."""
     groups = HydraConfig.get().runtime.choices
     chosen = {name: str(groups[name]) for name in ("model", "experiment", "augment", "optimizer", "schedule", "data")}
-    numbers = {n: v for n, v in vars(config).items() if isinstance(v, bool | int | float | str) and n not in HOW}
-    sizes = {name: getattr(config.data, name) for name in ("batch_size", "image_size", "resize")}
     names = ("accuracy", "auroc", "sensitivity", "specificity", "f1")
     final = {f"final/{split}_{name}": metrics[split][name] for split in metrics for name in names}
     for logger in trainer.loggers:
         assert isinstance(logger, TensorBoardLogger)
         logger.log_hyperparams(
-            chosen | numbers | sizes | {"lr": config.optimizer["lr"]},
+            hyperparameters(config) | chosen,
             {name: value for name, value in final.items() if value is not None},
         )
         logger.finalize("success")
+
+
+def hyperparameters(config: TrainConfig) -> dict[str, bool | int | float | str]:
+    """The settings that make another model. What may be null is a text in every run, since TensorBoard takes names and
+    types from the first run that it meets."""
+    nullable = {field.name for of in (config, config.data) for field in fields(of) if field.default is None}
+    own = {name: value for name, value in vars(config).items() if name not in HOW and not is_dataclass(value)}
+    parts = flat({name: own.pop(name) for name in ("model", "optimizer", "schedule")})
+    found = parts | own | {name: getattr(config.data, name) for name in SPLIT}
+    found["lr"] = found.pop("optimizer.lr")
+    return {
+        name: str(value) if name in nullable or value is None or isinstance(value, list) else value
+        for name, value in found.items()
+        if name != "augment" and not name.endswith("._target_")
+    }
 
 
 def log_table(metrics: dict[str, dict[str, Any]]) -> None:

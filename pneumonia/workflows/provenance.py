@@ -69,7 +69,7 @@ def repeat_of(source: Source, evidence: Mapping[str, Any], runs: Sequence[str]) 
     texts = [f"{name}={plainly(value)}" for name, value in typed.items() if value is not None]
     if runs:
         texts.append(f"operating_point.runs=[{','.join(plainly(Path(run)) for run in runs)}]")
-    if (source.folder / "checkpoints" / "best.ckpt").is_file():  # a vote has none, and its tables lie beside it
+    if "run" in told and (source.folder / "checkpoints" / "best.ckpt").is_file():  # a vote has none
         texts += [f"{name}=true" for name in ("shortcuts", "stress") if evidence[name] is not None]
     return " ".join(["python -m pneumonia.evaluate", *map(shlex.quote, texts)])
 

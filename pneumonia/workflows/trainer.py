@@ -180,7 +180,7 @@ class SpeakInChild(L.Callback):
 
 
 def quiet() -> None:
-    """Keep Lightning's notices and tips off the terminal; what a user needs to know is said by this module."""
+    """Keep Lightning's notices and tips off the terminal; what a user needs to know these workflows say."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     for text in (

@@ -1,6 +1,6 @@
 """The figures of evidence.json: validation locks threshold and calibration, test is only judged with them. No torch.
 
-Nothing in them differs between equal runs: no time, no folder, ten significant digits.
+Nothing in evidence.json differs between equal runs: no time, no folder, ten significant digits.
 """
 
 import hashlib

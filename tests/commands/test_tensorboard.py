@@ -62,5 +62,18 @@ def test_tensorboard_shows_curves_pictures_and_final_metrics(server: str) -> Non
     experiment = ask(f"{server}/data/plugin/hparams/experiment", {})
     assert {info["name"]["tag"] for info in experiment["metricInfos"]} >= {"final/val_auroc", "final/test_accuracy"}
     assert {info["name"] for info in experiment["hparamInfos"]} >= {
-        "model", "lr", "seed", "image_size", "standardize", "mixup", "keep", "flip_average",
+        "model", "lr", "seed", "image_size", "standardize", "mixup", "keep", "flip_average", "ema",
+        "folds", "optimizer.eps", "schedule.warmup", "model.dropout",
     }  # fmt: skip
+
+
+def test_a_setting_that_may_be_null_is_a_text_in_every_run() -> None:
+    """TensorBoard takes the columns, and their types, from the first run alone."""
+    from pneumonia.config import compose, typed
+    from pneumonia.workflows.experiment import hyperparameters
+
+    texts = ([], ["ema=0.99", "data.folds=5", "data.fold=1"])
+    one, other = (hyperparameters(typed("train", compose("train", text))) for text in texts)
+    assert one.keys() == other.keys() and (one["ema"], other["ema"], other["fold"]) == ("None", "0.99", "1")
+    assert {name: type(value) for name, value in one.items()} == {name: type(value) for name, value in other.items()}
+    assert all(isinstance(value, bool | int | float | str) for value in one.values())
