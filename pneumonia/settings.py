@@ -188,6 +188,7 @@ class TrainConfig:
     test: bool = MISSING
     deterministic: bool = MISSING
     compile: bool = MISSING
+    cuda_graphs: bool = MISSING
     resume: str | None = None
     force: bool = False
     retry_failed: bool = False
@@ -211,6 +212,9 @@ class TrainConfig:
         in_range("ema", self.ema, 0, 0.99999, open_low=True)
         in_range("gradient_clip", self.gradient_clip, 0, open_low=True)
         in_range("unfreeze_epoch", self.unfreeze_epoch, 0)
+        if self.cuda_graphs and (self.compile or self.unfreeze_epoch is not None):
+            other = "compile=true" if self.compile else f"unfreeze_epoch={self.unfreeze_epoch}"
+            raise UserError(f"{other} can't be recorded as CUDA graphs: type cuda_graphs=false beside it.")
 
 
 @dataclass

@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 SPLIT = (
     "batch_size", "image_size", "resize", "val_fraction", "folds", "fold", "held_out", "counterexamples", "patient_key",
 )  # fmt: skip
-HOW = ("test", "deterministic", "compile", "resume", "force", "retry_failed")  # settings that make no other model
+# settings that make no other model
+HOW = ("test", "deterministic", "compile", "cuda_graphs", "resume", "force", "retry_failed")
 
 
 def fit_and_test(config: TrainConfig) -> float:

@@ -32,6 +32,7 @@ from pneumonia.training.callbacks import (
     mode_of,
 )
 from pneumonia.training.checkpoint import AtomicCheckpointIO
+from pneumonia.training.graphs import ReplayedNet
 from pneumonia.workflows.processes import one_at_a_time
 from pneumonia.workflows.resume import Place
 
@@ -84,6 +85,7 @@ def callbacks(config: TrainConfig, folder: Path) -> list[L.Callback]:
     """In the order in which they act; checkpoints come last, after the loss was found finite."""
     checkpoints = folder / "checkpoints"
     chosen: list[L.Callback] = [
+        *([ReplayedNet()] if config.cuda_graphs else []),
         StopOnNonFiniteLoss(checkpoints),
         ReseedEachStep(config.seed),
         TensorBoardPictures(),

@@ -115,6 +115,13 @@ def test_a_value_that_only_the_library_can_judge(
     assert message in refused(command, capsys, *SMALL, f"data.root={phantoms}", typed)
 
 
+@pytest.mark.parametrize("typed", ["compile=true", "unfreeze_epoch=1"])
+def test_what_can_not_be_recorded_as_cuda_graphs(
+    command: Command, capsys: pytest.CaptureFixture[str], typed: str
+) -> None:
+    assert f"{typed} can't be recorded as CUDA graphs" in refused(command, capsys, *SMALL, "cuda_graphs=true", typed)
+
+
 def test_a_missing_root(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     told = refused(command, capsys, *SMALL, "data.root=/nowhere/chest_xray")
     assert "/nowhere/chest_xray" in told and "data=synthetic" in told

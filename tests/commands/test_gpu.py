@@ -29,6 +29,7 @@ SETTINGS = (
     "mixup=0.2",
     "ema=0.9",
     "flip_average=true",
+    "cuda_graphs=true",
     "deterministic=true",
 )
 METHODS = ("gradcam", "integrated_gradients", "lime", "occlusion")
@@ -61,6 +62,12 @@ def test_equal_deterministic_runs_leave_equal_bytes(trained: Path, phantoms: Pat
     assert_same_end(trained, tmp_path / "again")
 
 
+def test_graphs_train_the_net_that_single_kernels_train(trained: Path, phantoms: Path, tmp_path: Path) -> None:
+    eager = ["cuda_graphs=false" if word.startswith("cuda_graphs=") else word for word in SETTINGS]
+    assert start(phantoms, tmp_path / "eager", settings=eager).wait(300) == 0
+    assert_same_end(trained, tmp_path / "eager")
+
+
 def test_an_interrupted_run_ends_as_one_that_was_not(
     trained: Path, command: Command, phantoms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,7 +90,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     "settings",
     [
         ("model=compact", "compile=true"),
-        ("model=vgg16", "model.weights=null", "model.trainable_blocks=5"),
+        ("model=vgg16", "model.weights=null", "model.trainable_blocks=5", "cuda_graphs=true"),
         ("trainer=ddp", "trainer.devices=1", "model=compact"),
         ("experiment=record", "trainer.precision=16-mixed"),
     ],
