@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 
 from pneumonia.data.dataset import Batch
@@ -12,8 +13,8 @@ from pneumonia.training.classifier import Classifier
 
 
 class ReplayedNet(L.Callback):
-    """Train with CUDA graphs of the network's forward and backward pass, from the first batch on; on one GPU alone, on
-    a CPU and in several processes it does nothing.
+    """Train with CUDA graphs of the network's forward and backward pass, from the first batch on; on one GPU alone: on
+    a CPU and under DDP it does nothing.
 
     The kernels and their results are those of a run without it. Whatever has another shape (the last batch of an epoch)
     or is in evaluation goes the usual way. The graphs hold one batch's activations besides.
@@ -23,7 +24,8 @@ class ReplayedNet(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         classifier = cast(Classifier, pl_module)
-        if classifier.device.type != "cuda" or trainer.world_size > 1 or "forward" in vars(classifier.net):
+        alone = isinstance(trainer.strategy, SingleDeviceStrategy) and classifier.device.type == "cuda"
+        if not alone or "forward" in vars(classifier.net):
             return
         with trainer.precision_plugin.forward_context():
             image = classifier.images(batch["image"])

@@ -31,6 +31,7 @@ from pneumonia.report.figures import save
 from pneumonia.settings import OUTCOMES, ExplainConfig, UserError
 from pneumonia.training.checkpoint import load_classifier
 from pneumonia.training.classifier import Classifier
+from pneumonia.training.precision import full_float32
 from pneumonia.workflows.predictions import sigmoid
 from pneumonia.workflows.record import write_json, written
 from pneumonia.workflows.selection import NAMES, Film, Request, films_to_explain, pictured
@@ -62,6 +63,7 @@ class Sheet:
     averaged: bool = False
 
 
+@full_float32()
 def explain_films(config: ExplainConfig) -> None:
     """What `python -m pneumonia.explain` does from start to end."""
     request, classifier = ready(films_to_explain(config), config.accelerator)

@@ -16,6 +16,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from pneumonia.data.datamodule import FilmDataModule
 from pneumonia.evaluation.metrics import summary
 from pneumonia.training.classifier import Classifier
+from pneumonia.training.precision import full_float32
 from pneumonia.workflows.films import Films
 from pneumonia.workflows.record import written
 
@@ -39,7 +40,8 @@ def predict(
     loaders = {"val": datamodule.val_dataloader, "test": datamodule.test_dataloader}
     rows: list[dict[str, Any]] = []
     for split in splits:
-        batches = judge.predict(classifier, loaders[split](), weights_only=True)
+        with full_float32():
+            batches = judge.predict(classifier, loaders[split](), weights_only=True)
         rows += rows_of(films, split, batches or [])
     return rows
 

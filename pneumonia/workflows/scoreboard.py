@@ -33,6 +33,7 @@ from pneumonia.report.figures import save
 from pneumonia.report.scoreboard import Measure, scoreboard
 from pneumonia.settings import ScoreboardConfig, UserError
 from pneumonia.training.classifier import Classifier
+from pneumonia.training.precision import full_float32
 from pneumonia.workflows.explanation import TITLES, images_of, into_tensorboard, ready, tell_of_report, told_plainly
 from pneumonia.workflows.record import write_json, written
 from pneumonia.workflows.selection import NAMES, Request, films_to_score
@@ -69,6 +70,7 @@ class Bench:
     config: ScoreboardConfig
 
 
+@full_float32()
 def score_methods(config: ScoreboardConfig) -> None:
     """What `python -m pneumonia.scoreboard` does from start to end."""
     request, classifier = ready(films_to_score(config), config.accelerator)

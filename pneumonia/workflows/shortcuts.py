@@ -18,6 +18,7 @@ from pneumonia.evaluation.shortcuts import FILMS_AT_ONCE, Images, metadata_auroc
 from pneumonia.settings import EvaluateConfig, UserError, usable_cores
 from pneumonia.training.checkpoint import load_classifier
 from pneumonia.training.classifier import Classifier
+from pneumonia.training.precision import full_float32
 from pneumonia.workflows.sources import Source
 
 BATCH = 32
@@ -67,6 +68,7 @@ def probabilities(classifier: Classifier, images: Images) -> Floats:
     return np.asarray(expit(logits(classifier, images)))
 
 
+@full_float32()
 @torch.inference_mode()
 def logits(classifier: Classifier, images: Images) -> Floats:
     """uint8 [N, S, S] -> logit [N], in batches, where the classifier is."""

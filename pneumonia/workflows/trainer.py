@@ -85,11 +85,11 @@ def callbacks(config: TrainConfig, folder: Path) -> list[L.Callback]:
     """In the order in which they act; checkpoints come last, after the loss was found finite."""
     checkpoints = folder / "checkpoints"
     chosen: list[L.Callback] = [
-        *([ReplayedNet()] if config.cuda_graphs else []),
         StopOnNonFiniteLoss(checkpoints),
+        History(folder / "metrics.csv"),
+        *([ReplayedNet()] if config.cuda_graphs else []),
         ReseedEachStep(config.seed),
         TensorBoardPictures(),
-        History(folder / "metrics.csv"),
     ]
     if config.ema is not None:
         chosen.append(AveragedWeights(decay=config.ema))
@@ -192,5 +192,7 @@ def quiet() -> None:
         ".*number of training batches.*",
         ".*sync_dist=True.*",  # every process logs the value over all of them
         ".*module\\(s\\) in eval mode.*",  # frozen blocks are meant to be
+        ".*AccumulateGrad node's stream does not match.*",  # graphs are recorded in a stream of their own
+        ".*there was no current CUDA context.*",  # and the thread of the backward pass finds its context there
     ):
         warnings.filterwarnings("ignore", text)

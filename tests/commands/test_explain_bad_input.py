@@ -145,9 +145,11 @@ def test_no_room_on_the_device(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore lines")
 
     monkeypatch.setattr(ConvNet, "forward", full)
-    told = refused(command, capsys, "explain", f"run={finished}", f"attribution={name}")
+    told = refused(command, capsys, "explain", f"run={finished}", f"attribution={name}", "accelerator=cpu")
     assert f"attribution={name}: Not even one image at a time fits" in told and "accelerator=cpu" in told
-    told = refused(command, capsys, "scoreboard", f"run={finished}", f"methods=[{name}]", "threshold=0")
+    told = refused(
+        command, capsys, "scoreboard", f"run={finished}", f"methods=[{name}]", "threshold=0", "accelerator=cpu"
+    )
     assert f"attributions.{name}: Not even one image" in told
 
 

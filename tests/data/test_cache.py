@@ -1,5 +1,6 @@
 """The cache gives the films' pixels or is made anew; it never gives other pixels, and a kill costs it nothing."""
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -45,6 +46,16 @@ def test_each_film_is_decoded_once_and_is_what_its_file_holds(
     monkeypatch.setattr(module, "decode", lambda *_: pytest.fail("decoded twice"))
     assert_true(cached(tmp_path, phantoms), phantoms)
     assert not damaged(cached(tmp_path, phantoms))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_cache_that_is_no_longer_used_leaves_no_open_file(phantoms: Path, tmp_path: Path) -> None:
+    films = cached(tmp_path, phantoms)
+    films.read(0)
+    file = films.file
+    del films
+    gc.collect()
+    assert file is not None and file.closed
 
 
 def test_a_changed_film_size_or_rule_never_meets_stale_pixels(films_copy: Path, tmp_path: Path) -> None:
