@@ -214,7 +214,7 @@ class TrainConfig:
         in_range("unfreeze_epoch", self.unfreeze_epoch, 0)
         if self.cuda_graphs and (self.compile or self.unfreeze_epoch is not None):
             other = "compile=true" if self.compile else f"unfreeze_epoch={self.unfreeze_epoch}"
-            raise UserError(f"{other} can't be recorded as CUDA graphs: type cuda_graphs=false beside it.")
+            raise UserError(f"{other} can't be captured as CUDA graphs: type cuda_graphs=false beside it.")
 
 
 @dataclass

@@ -92,7 +92,7 @@ class FilmCache:
         try:
             if self.file is None:
                 self.file = (self.folder / "pixels.u8").open("rb")
-                weakref.finalize(self, self.file.close)
+                weakref.finalize(self, self.file.close)  # left to the collector it would be reported as open
                 if hasattr(os, "posix_fadvise"):  # rows come in random order: reading ahead is wasted
                     os.posix_fadvise(self.file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
             content = os.pread(self.file.fileno(), count, int(row) * count)

@@ -75,7 +75,7 @@ class FilmDataModule(L.LightningDataModule):
             dataset,
             self.batch_size,
             sampler=EpochSampler(len(dataset), self.seed, shuffle, weight, rank, world),
-            collate_fn=light,
+            collate_fn=labels_as_arrays,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -94,8 +94,8 @@ class FilmLoader(DataLoader[Batch]):
             yield {name: torch.as_tensor(values) for name, values in batch.items()}
 
 
-def light(batch: Any) -> dict[str, Tensor | np.ndarray]:
-    """The data set makes whole batches; there is nothing to collate but what FilmLoader tells."""
+def labels_as_arrays(batch: Any) -> dict[str, Tensor | np.ndarray]:
+    """The data set makes whole batches; all but the films become arrays, see FilmLoader."""
     return {name: values if name == "image" else values.numpy() for name, values in batch.items()}
 
 

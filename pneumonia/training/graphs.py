@@ -1,5 +1,6 @@
-"""The network's kernels recorded once and launched together: what a small network waits for on a GPU is Python."""
+"""The network's kernels captured once and launched together: what a small network waits for on a GPU is Python."""
 
+import gc
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -8,42 +9,43 @@ import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 
-from pneumonia.data.dataset import Batch
+from pneumonia.data.datamodule import FilmDataModule
 from pneumonia.training.classifier import Classifier
 
 
 class ReplayedNet(L.Callback):
-    """Train with CUDA graphs of the network's forward and backward pass, from the first batch on; on one GPU alone: on
-    a CPU and under DDP it does nothing.
+    """Train with CUDA graphs of the network's forward and backward pass on whole batches, on one GPU alone; on a CPU
+    and under DDP it does nothing.
 
-    The kernels and their results are those of a run without it. Whatever has another shape (the last batch of an epoch)
-    or is in evaluation goes the usual way. The graphs hold one batch's activations besides.
+    With deterministic=true the results are meant to be those of a run without it. Whatever has another shape (the last
+    batch of an epoch) or is in evaluation goes the usual way. The graphs hold one batch's activations besides.
     """
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Before the first batch is asked for: another thread that pins one would break the capture."""
         classifier = cast(Classifier, pl_module)
-        alone = isinstance(trainer.strategy, SingleDeviceStrategy) and classifier.device.type == "cuda"
-        if not alone or "forward" in vars(classifier.net):
+        if not isinstance(trainer.strategy, SingleDeviceStrategy) or classifier.device.type != "cuda":
             return
+        films = cast(FilmDataModule, cast(Any, trainer).datamodule)
+        shape = (films.batch_size, 1, films.datasets["train"].films.size, films.datasets["train"].films.size)
+        film = torch.zeros(shape, dtype=torch.uint8, device=classifier.device)
         with trainer.precision_plugin.forward_context():
-            image = classifier.images(batch["image"])
-            record_once(classifier.net, image, torch.cuda.make_graphed_callables)
+            replay_in_training(classifier.net, classifier.images(film), torch.cuda.make_graphed_callables)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         vars(cast(Classifier, pl_module).net).pop("forward", None)
 
 
-def record_once(net: nn.Module, image: Tensor, record: Callable[..., Any]) -> None:
-    """From now on `net` in training replays what `record` recorded of it, for images of the shape of `image`.
+def replay_in_training(net: nn.Module, image: Tensor, capture: Callable[..., Any]) -> None:
+    """From now on `net` in training replays what `capture` made of it, for images of the shape of `image`.
 
-    `record(net, (image,))` is torch.cuda.make_graphed_callables, which runs the net a few times: its buffers (running
+    `capture(net, (image,))` is torch.cuda.make_graphed_callables, which runs the net a few times: its buffers (running
     means and variances) are put back.
     """
     eager = net.forward
     buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
-    record(net, (image,))
+    gc.collect()  # an earlier run's graphs, in cycles on torch 2.11, must not be freed in the midst of a capture
+    capture(net, (image,))
     for buffer, before in buffers:
         buffer.copy_(before)
     replay, shape = net.forward, image.shape

@@ -22,7 +22,7 @@ from torchvision.datasets import ImageFolder
 
 from pneumonia.config import CONF
 from pneumonia.data.cache import FilmCache, cache_films
-from pneumonia.data.datamodule import FilmLoader, light
+from pneumonia.data.datamodule import FilmLoader, labels_as_arrays
 from pneumonia.data.dataset import EpochSampler, FilmDataset
 from pneumonia.data.decode import decode
 from pneumonia.data.records import Record, fingerprint_films
@@ -70,7 +70,7 @@ def loader_of(films: FilmCache, records: list[Record], count: int) -> DataLoader
     """Our loader over `count` draws of the cached films with augment=keras."""
     rows = np.resize(films.rows(records), count)
     dataset = FilmDataset(films, rows, np.zeros(count, np.float32), Augmentation(KERAS), 0)
-    return FilmLoader(dataset, BATCH, sampler=EpochSampler(count, 0, True), collate_fn=light)
+    return FilmLoader(dataset, BATCH, sampler=EpochSampler(count, 0, True), collate_fn=labels_as_arrays)
 
 
 def peer_of(folder: Path, count: int) -> DataLoader:
@@ -159,7 +159,7 @@ def test_an_epoch_starts_at_once_and_its_cost_is_linear(tmp_path: Path) -> None:
             stream.truncate(count * SIZE * SIZE)  # sparse
         films = FilmCache(tmp_path, SIZE, [])
         dataset = FilmDataset(films, np.arange(count), np.zeros(count, np.float32), Augmentation([]), 0)
-        loader = FilmLoader(dataset, BATCH, sampler=EpochSampler(count, 0, True), collate_fn=light)
+        loader = FilmLoader(dataset, BATCH, sampler=EpochSampler(count, 0, True), collate_fn=labels_as_arrays)
         for _ in loader:  # the pages are the kernel's from here on
             pass
         start = time.perf_counter()

@@ -116,10 +116,10 @@ def test_a_value_that_only_the_library_can_judge(
 
 
 @pytest.mark.parametrize("typed", ["compile=true", "unfreeze_epoch=1"])
-def test_what_can_not_be_recorded_as_cuda_graphs(
+def test_what_can_not_be_captured_as_cuda_graphs(
     command: Command, capsys: pytest.CaptureFixture[str], typed: str
 ) -> None:
-    assert f"{typed} can't be recorded as CUDA graphs" in refused(command, capsys, *SMALL, "cuda_graphs=true", typed)
+    assert f"{typed} can't be captured as CUDA graphs" in refused(command, capsys, *SMALL, "cuda_graphs=true", typed)
 
 
 def test_a_missing_root(command: Command, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from pneumonia.config import CONF
 from pneumonia.data.cache import FilmFiles, cache_films
-from pneumonia.data.datamodule import FilmDataModule, balanced
+from pneumonia.data.datamodule import FilmDataModule, balanced, labels_as_arrays
 from pneumonia.data.dataset import EpochSampler
 from pneumonia.data.records import fingerprint_films, scan_folder
 from pneumonia.data.split import split_by_patient
@@ -63,6 +63,14 @@ def test_each_epoch_draws_anew_and_an_epoch_again_draws_the_same(phantoms: Path)
     assert not torch.equal(first["index"], second["index"])
     order = first["index"].argsort(), second["index"].argsort()
     assert not torch.equal(first["image"][order[0]], second["image"][order[1]])
+
+
+def test_only_films_travel_through_shared_memory(phantoms: Path) -> None:
+    films = datamodule(phantoms)
+    batch = films.datasets["train"].__getitems__([(0, 3), (0, 1)])
+    sent = labels_as_arrays(batch)
+    assert {name for name, values in sent.items() if isinstance(values, torch.Tensor)} == {"image"}
+    assert all(np.array_equal(sent[name], batch[name]) for name in batch)
 
 
 def test_persistent_workers_know_the_epoch(phantoms: Path) -> None:

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from pneumonia.models.compact import compact
-from pneumonia.training.graphs import record_once
+from pneumonia.training.graphs import replay_in_training
 
 
-def recorder(net: nn.Module, sample: tuple[Tensor]) -> None:
+def captured(net: nn.Module, sample: tuple[Tensor]) -> None:
     """As torch.cuda.make_graphed_callables does it: some runs first, then another `forward` for training alone."""
     eager = net.forward
     for _ in range(3):
@@ -20,17 +20,17 @@ def small() -> tuple[nn.Module, Tensor]:
     return compact(stem=8, widths=[8, 8], blocks=[1, 1], dropout=0.0, image_size=16), torch.rand(4, 3, 16, 16)
 
 
-def test_only_training_batches_of_the_recorded_shape_are_replayed() -> None:
+def test_only_training_batches_of_the_captured_shape_are_replayed() -> None:
     net, image = small()
-    record_once(net, image, recorder)
+    replay_in_training(net, image, captured)
     assert net(image).eq(7).all()
     assert net(image[:3]).ne(7).all()
     assert net.eval()(image).ne(7).all()
 
 
-def test_recording_changes_no_weight_and_no_running_mean() -> None:
+def test_capturing_changes_no_weight_and_no_running_mean() -> None:
     net, image = small()
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    record_once(net, image, recorder)
+    replay_in_training(net, image, captured)
     assert before.keys() == net.state_dict().keys()
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
