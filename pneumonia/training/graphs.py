@@ -27,8 +27,8 @@ class ReplayedNet(L.Callback):
         if not isinstance(trainer.strategy, SingleDeviceStrategy) or classifier.device.type != "cuda":
             return
         films = cast(FilmDataModule, cast(Any, trainer).datamodule)
-        shape = (films.batch_size, 1, films.datasets["train"].films.size, films.datasets["train"].films.size)
-        film = torch.zeros(shape, dtype=torch.uint8, device=classifier.device)
+        size = films.datasets["train"].films.size
+        film = torch.zeros(films.batch_size, 1, size, size, dtype=torch.uint8, device=classifier.device)
         with trainer.precision_plugin.forward_context():
             replay_in_training(classifier.net, classifier.images(film), torch.cuda.make_graphed_callables)
 

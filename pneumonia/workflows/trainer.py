@@ -86,11 +86,12 @@ def callbacks(config: TrainConfig, folder: Path) -> list[L.Callback]:
     checkpoints = folder / "checkpoints"
     chosen: list[L.Callback] = [
         StopOnNonFiniteLoss(checkpoints),
-        History(folder / "metrics.csv"),
-        *([ReplayedNet()] if config.cuda_graphs else []),
         ReseedEachStep(config.seed),
         TensorBoardPictures(),
+        History(folder / "metrics.csv"),
     ]
+    if config.cuda_graphs:
+        chosen.append(ReplayedNet())
     if config.ema is not None:
         chosen.append(AveragedWeights(decay=config.ema))
     if has_bar():
@@ -192,7 +193,7 @@ def quiet() -> None:
         ".*number of training batches.*",
         ".*sync_dist=True.*",  # every process logs the value over all of them
         ".*module\\(s\\) in eval mode.*",  # frozen blocks are meant to be
-        ".*AccumulateGrad node's stream does not match.*",  # graphs are recorded in a stream of their own
+        ".*AccumulateGrad node's stream does not match.*",  # graphs are captured in a stream of their own
         ".*there was no current CUDA context.*",  # and the thread of the backward pass finds its context there
     ):
         warnings.filterwarnings("ignore", text)

@@ -12,9 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pytest
 import torch
 
 SETTINGS = (
@@ -60,6 +61,30 @@ def go_on(films: Path, folder: Path) -> int:
     if json.loads((folder / "run.json").read_text())["status"] == "finished":
         return 0
     return start(films, folder, resume=True).wait(120)
+
+
+def interrupted(
+    command: Callable[..., None],
+    films: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    folder: str = "outputs/run",
+    settings: Sequence[str] = SETTINGS,
+) -> Path:
+    """A run that Ctrl-C ended in its third epoch."""
+    from pneumonia.training.callbacks import History
+
+    real = History.on_train_epoch_start
+
+    def stop(self: History, trainer, pl_module) -> None:
+        real(self, trainer, pl_module)
+        if trainer.current_epoch == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(History, "on_train_epoch_start", stop)
+        with pytest.raises(SystemExit):
+            command("train", *settings, f"data.root={films}", f"hydra.run.dir={folder}")
+    return Path(folder).resolve()
 
 
 def rows_without_times(folder: Path) -> list[dict[str, str]]:

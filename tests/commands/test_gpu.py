@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from resume_cases import assert_same_end, rows_without_times, start
+from resume_cases import assert_same_end, interrupted, rows_without_times, start
 
-from pneumonia.training.callbacks import History
 from pneumonia.training.checkpoint import load_classifier
 from pneumonia.training.precision import full_float32
 
@@ -81,19 +80,9 @@ def test_whole_batches_of_training_are_replayed(
 def test_an_interrupted_run_ends_as_one_that_was_not(
     trained: Path, command: Command, phantoms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = History.on_train_epoch_start
-
-    def stop(self: History, trainer, pl_module) -> None:
-        real(self, trainer, pl_module)
-        if trainer.current_epoch == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(History, "on_train_epoch_start", stop)
-        with pytest.raises(SystemExit):
-            command("train", *SETTINGS, f"data.root={phantoms}", "hydra.run.dir=run")
-    command("train", "resume=run")
-    assert_same_end(trained, Path("run"))
+    folder = interrupted(command, phantoms, monkeypatch, settings=SETTINGS)
+    command("train", f"resume={folder}")
+    assert_same_end(trained, folder)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +111,7 @@ def test_other_ways_to_train_leave_a_whole_run(command: Command, phantoms: Path,
     assert Path("run/report.html").is_file()
 
 
-def test_a_net_says_the_same_on_the_gpu_and_on_the_cpu(trained: Path, phantoms: Path) -> None:
+def test_a_net_says_the_same_on_the_gpu_and_on_the_cpu(trained: Path) -> None:
     classifier = load_classifier(trained / "checkpoints" / "best.ckpt")
     film = torch.randint(0, 256, (16, 1, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with full_float32(), torch.inference_mode():

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
-from resume_cases import SETTINGS, assert_same_end, go_on, kill_after, start
+from resume_cases import SETTINGS, assert_same_end, go_on, interrupted, kill_after, start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pneumonia.config import compose
@@ -63,24 +63,6 @@ def test_the_curves_go_on_without_gap_or_repeat(unbroken: Path, phantoms: Path, 
             events = EventAccumulator(str(run / "tensorboard"), {"scalars": 0}).Reload()
             curves.append([(event.step, event.value) for event in events.Scalars(tag)])
         assert curves[0] == curves[1], tag
-
-
-def interrupted(command: Command, phantoms: Path, monkeypatch: pytest.MonkeyPatch, folder: str = "outputs/run") -> Path:
-    """A run that Ctrl-C ended in its third epoch."""
-    from pneumonia.training.callbacks import History
-
-    real = History.on_train_epoch_start
-
-    def stop(self: History, trainer, pl_module) -> None:
-        real(self, trainer, pl_module)
-        if trainer.current_epoch == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(History, "on_train_epoch_start", stop)
-        with pytest.raises(SystemExit):
-            command("train", *SETTINGS, f"data.root={phantoms}", f"hydra.run.dir={folder}")
-    return Path(folder).resolve()
 
 
 def test_last_means_the_newest_run_that_has_not_finished(
