@@ -13,7 +13,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 from pneumonia.config import quoted
 from pneumonia.settings import UserError, launched
-from pneumonia.workflows.processes import end_children
+from pneumonia.workflows.processes import end_children, ignore_further_signals
 from pneumonia.workflows.record import RunRecord
 
 log = logging.getLogger(__name__)
@@ -24,6 +24,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def ending(error: BaseException, trainer: L.Trainer, folder: Path, record: RunRecord) -> BaseException:
     """Write down that the run was interrupted or failed, say how it goes on, and give what is to be raised."""
     if name := signal_of(error, trainer):
+        ignore_further_signals()
         end_children()
         record.end("interrupted", name)
         last = folder / "checkpoints" / "last.ckpt"

@@ -21,6 +21,7 @@ from pneumonia.settings import TrainConfig, UserError, launched
 log = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 def check_launch(config: TrainConfig) -> None:
@@ -94,14 +95,26 @@ def ending_at_sigterm() -> Iterator[None]:
             os._exit(143)
         raise SIGTERMException
 
-    former = signal.signal(signal.SIGTERM, end)
+    former = {number: signal.getsignal(number) for number in ENDING}
+    signal.signal(signal.SIGTERM, end)
     try:
         yield
     except SIGTERMException:
         log.warning("Interrupted before the run began.")
         raise SystemExit(143) from None
     finally:
-        signal.signal(signal.SIGTERM, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def ignore_further_signals() -> None:
+    """What a signal broke off is written down whole: the system, torchrun or a user may send it again meanwhile.
+
+    Where a sweep is killed, each thread of it that ends sends its trials one more SIGTERM. Undone by ending_at_sigterm.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in ENDING:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def end_children() -> None:

@@ -291,6 +291,24 @@ def test_sigterm_ends_a_run_wherever_it_is(
         assert json.loads(Path("run/run.json").read_text())["status"] == status
 
 
+@pytest.mark.parametrize(("first", "again"), [(signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)])
+def test_a_second_signal_does_not_break_off_the_writing_of_the_first(
+    command: Command, phantoms: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    first: signal.Signals, again: signal.Signals,
+) -> None:  # fmt: skip
+    handlers = [signal.getsignal(number) for number in (first, again)]
+    monkeypatch.setattr(experiment, "predict", lambda *_: os.kill(os.getpid(), first))
+    monkeypatch.setattr("pneumonia.workflows.ending.end_children", lambda: os.kill(os.getpid(), again))
+    with pytest.raises(SystemExit) as ending:
+        command("train", *SETTINGS, f"data.root={phantoms}", "hydra.run.dir=run")
+    assert ending.value.code == (143 if first == signal.SIGTERM else 130)
+    said = capsys.readouterr().out
+    assert said.count("Interrupted") == 1 and "goes on" in said
+    record = json.loads(Path("run/run.json").read_text())
+    assert (record["status"], record["reason"]) == ("interrupted", first.name)
+    assert [signal.getsignal(number) for number in (first, again)] == handlers
+
+
 def test_what_cannot_be_resumed_is_refused(
     command: Command, phantoms: Path, films_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
