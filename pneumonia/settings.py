@@ -178,6 +178,7 @@ class TrainConfig:
     cutmix: float = MISSING
     border_out: float = MISSING
     lungs_out: float = MISSING
+    border_swap: float = MISSING
     random_conv: float = MISSING
     ema: float | None = None
     standardize: str = MISSING
@@ -208,6 +209,11 @@ class TrainConfig:
         in_range("cutmix", self.cutmix, 0, 10)
         in_range("border_out", self.border_out, 0, 0.5)
         in_range("lungs_out", self.lungs_out, 0, 0.5)
+        in_range("border_swap", self.border_swap, 0, 1)
+        shares = {name: getattr(self, name) for name in ("border_out", "lungs_out", "border_swap")}
+        if sum(shares.values()) > 1:
+            typed = " ".join(f"{name}={share}" for name, share in shares.items())
+            raise UserError(f"{typed}: expected shares of one batch, at most 1 in all; type smaller ones.")
         in_range("random_conv", self.random_conv, 0, 1)
         in_range("ema", self.ema, 0, 0.99999, open_low=True)
         in_range("gradient_clip", self.gradient_clip, 0, open_low=True)

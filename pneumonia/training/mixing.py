@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import avg_pool2d, conv2d, pad
 
 BORDER = 0.15  # share of each side that is border, as in the shortcut audit
 KERNELS = (1, 3, 5, 7)  # pixels a side
@@ -23,17 +23,20 @@ class Mix(nn.Module):
     lungs_out  share of the batch whose centre is blanked and whose target is 1/2: where there are no lungs there is
                nothing to call. It takes away the reward for reading the border of a film, by which two hospitals' or
                two machines' films differ (the lungs-out test of Maguolo and Nanni 2021, arXiv:2004.12823, as training).
-    Every draw is from torch's global generator.
+    border_swap share of the batch whose border is another film's, its target kept: something is around the lungs, but
+               tells nothing of them (backgrounds "mixed at random", Xiao et al. 2021, arXiv:2006.09994, as training).
+    The last three take different films: their shares make at most 1. Every draw is from torch's global generator.
     """
 
     def __init__(
         self, mixup: float = 0.0, cutmix: float = 0.0, border_out: float = 0.0, lungs_out: float = 0.0,
-        random_conv: float = 0.0,
+        random_conv: float = 0.0, border_swap: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
         self.random_conv = random_conv
         self.border_out = border_out
         self.lungs_out = lungs_out
+        self.border_swap = border_swap
         self.mixers: list[nn.Module] = []
         if mixup or cutmix:
             from torchvision.transforms.v2 import CutMix, MixUp  # half a second that other trainings need not wait for
@@ -50,11 +53,14 @@ class Mix(nn.Module):
             mixer = self.mixers[int(torch.randint(len(self.mixers), ()))]
             film, both = mixer(film, target.long())
             target = both[:, 1]
-        if not (self.border_out or self.lungs_out):
+        if not (self.border_out or self.lungs_out or self.border_swap):
             return film, target
         draw = torch.rand(len(film), device=film.device)
         without_lungs = draw < self.lungs_out
         without_border = (draw >= self.lungs_out) & (draw < self.lungs_out + self.border_out)
+        if self.border_swap:
+            swapped = draw >= 1 - self.border_swap
+            film = torch.where(swapped.view(-1, 1, 1, 1), framed_by(film, film.roll(1, 0)), film)
         film = torch.where(without_lungs.view(-1, 1, 1, 1) & centre_of(film), GREY, film)
         frame = 255 * torch.rand(len(film), 1, 1, 1, device=film.device)
         film = torch.where(without_border.view(-1, 1, 1, 1) & ~centre_of(film), frame, film)
@@ -72,6 +78,13 @@ def through_random_filters(film: Tensor) -> Tensor:
     mean, std = film.mean((1, 2, 3), keepdim=True), film.std((1, 2, 3), keepdim=True)
     like = (filtered - filtered.mean((1, 2, 3), keepdim=True)) / filtered.std((1, 2, 3), keepdim=True).clamp(min=1e-3)
     return (share * (like * std + mean) + (1 - share) * film).clamp(0, 255)
+
+
+def framed_by(film: Tensor, other: Tensor) -> Tensor:
+    """Grey [N, 1, S, S] with the borders of `other`, fading into the centres over half a border, without a seam."""
+    border = (~centre_of(film)).to(film.dtype)[None, None]
+    fade = round(BORDER * film.shape[-1]) // 4
+    return film.lerp(other, avg_pool2d(border, 2 * fade + 1, 1, fade, count_include_pad=False))
 
 
 def centre_of(film: Tensor) -> Tensor:

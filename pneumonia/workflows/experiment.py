@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 SPLIT = (
     "batch_size", "image_size", "resize", "val_fraction", "folds", "fold", "held_out", "counterexamples", "patient_key",
 )  # fmt: skip
+MIXED = ("mixup", "cutmix", "border_out", "lungs_out", "random_conv", "border_swap")
 # settings that make no other model
 HOW = ("test", "deterministic", "compile", "cuda_graphs", "resume", "force", "retry_failed")
 
@@ -114,7 +115,7 @@ def build_classifier(config: TrainConfig, films: Films) -> Classifier:
         )
     classifier = Classifier(
         config.model, config.optimizer, config.schedule, weight, config.label_smoothing, config.trainer.channels_last,
-        {name: getattr(config, name) for name in ("mixup", "cutmix", "border_out", "lungs_out", "random_conv")},
+        {name: getattr(config, name) for name in MIXED},
         config.standardize, config.flip_average, config.crop_average,
     )  # fmt: skip
     if config.unfreeze_epoch is not None and not isinstance(classifier.net, VGG):

@@ -60,6 +60,23 @@ def test_without_border_the_target_and_the_centre_stay_and_the_frame_is_one_grey
     assert torch.equal(mixed_target[bare], target[bare])
 
 
+def test_a_swapped_border_is_another_films_and_fades_into_the_films_own_centre() -> None:
+    levels = torch.arange(1, 251, dtype=torch.uint8).repeat(8)  # a film is one grey: where its pixels come from is seen
+    film, target = levels.view(-1, 1, 1, 1).expand(-1, 1, 40, 40), (levels % 2).float()
+    torch.manual_seed(0)
+    mixed, mixed_target = Mix(border_out=0.3, lungs_out=0.1, border_swap=0.4)(film, target)
+    own, other = levels.float(), levels.float().roll(1, 0)
+    swapped = (mixed[:, 0, 0, 0] == other) & (mixed[:, 0, 20, 20] == own)
+    assert swapped.float().mean() == pytest.approx(0.4, abs=0.03) and torch.equal(
+        mixed_target[swapped], target[swapped]
+    )
+    across = ((mixed[:, 0, 20] - other[:, None]) / (own - other)[:, None])[swapped]  # 0: the other film's, 1: its own
+    assert (across[:, :5] == 0).all() and (across[:, 7:33] == 1).all() and (across[:, 35:] == 0).all()
+    torch.testing.assert_close(across[:, 5:7], torch.tensor([[1 / 3, 2 / 3]]).expand(len(across), 2), atol=1e-3, rtol=0)
+    untouched = (mixed == film.float()).flatten(1).all(1)
+    assert untouched.float().mean() == pytest.approx(0.2, abs=0.03)
+
+
 def test_a_share_is_seen_through_filters_of_their_own_and_keeps_its_tone() -> None:
     """Smooth films, alike but for their places in the batch: the filtered ones differ from each other, too."""
     ramp = torch.linspace(60, 190, 40)
