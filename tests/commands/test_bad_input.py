@@ -122,6 +122,11 @@ def test_what_can_not_be_captured_as_cuda_graphs(
     assert f"{typed} can't be captured as CUDA graphs" in refused(command, capsys, *SMALL, "cuda_graphs=true", typed)
 
 
+def test_shares_of_one_batch_make_at_most_1(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    told = refused(command, capsys, *SMALL, "border_out=0.4", "lungs_out=0.3", "border_swap=0.4")
+    assert "border_out=0.4 lungs_out=0.3 border_swap=0.4: expected shares of one batch, at most 1 in all" in told
+
+
 def test_a_missing_root(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     told = refused(command, capsys, *SMALL, "data.root=/nowhere/chest_xray")
     assert "/nowhere/chest_xray" in told and "data=synthetic" in told
