@@ -31,7 +31,7 @@ COLUMNS = (
     "val/sensitivity", "val/specificity", "learning_rate", "images_per_second", "waiting_for_data",
 )  # fmt: skip
 
-
+PICTURES = 10  # of one name; TensorBoard shows no more, and would choose ten of them by chance
 PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
 
 
@@ -257,7 +257,8 @@ def log_on_terminal(line: str) -> None:
 
 
 class TensorBoardPictures(L.Callback):
-    """Into TensorBoard: the first augmented batch, and after each validation the confusion matrix and the PR curve."""
+    """Into TensorBoard: the first augmented batch, after each validation the PR curve, and of PICTURES epochs at most,
+    evenly spaced up to the last, the confusion matrix: drawing one takes as long as a tenth of a small net's epoch."""
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -267,11 +268,13 @@ class TensorBoardPictures(L.Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         probability, target = (scores.cpu().numpy() for scores in cast(Classifier, pl_module).validation_scores())
-        counts = confusion(target, probability, 0.5)
-        figure = confusion_matrix(**counts, title=f"Validation, epoch {trainer.current_epoch + 1}")
         step = trainer.global_step - 1  # as the epoch's scalars have it
-        self.write(trainer, lambda writer: writer.add_figure("val/confusion_matrix", figure, step))
         self.write(trainer, lambda writer: writer.add_pr_curve("val/precision_recall", target, probability, step))
+        epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
+        if (epochs - epoch) % math.ceil(epochs / PICTURES) == 0:
+            counts = confusion(target, probability, 0.5)
+            figure = confusion_matrix(**counts, title=f"Validation, epoch {epoch}")
+            self.write(trainer, lambda writer: writer.add_figure("val/confusion_matrix", figure, step))
 
     def write(self, trainer: L.Trainer, add: Callable[[SummaryWriter], None]) -> None:
         """Hand the event writer to `add`, in the process that writes."""

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
 from sklearn.metrics import average_precision_score, roc_auc_score
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
 from pneumonia.models.vgg import VGG
@@ -19,6 +21,7 @@ from pneumonia.training.callbacks import (
     NonFiniteLoss,
     ReseedEachStep,
     StopOnNonFiniteLoss,
+    TensorBoardPictures,
     UnfreezeAt,
     best_checkpoint,
     kept_row,
@@ -55,9 +58,10 @@ def batches(films: int = 22, size: int = 8, channels: int = 16) -> DataLoader:
 
 def trainer(folder: Path, *callbacks: Callback, epochs: int = 1, **settings: object) -> L.Trainer:
     return L.Trainer(
-        accelerator="cpu", max_epochs=epochs, logger=False, callbacks=list(callbacks), plugins=[AtomicCheckpointIO()],
+        accelerator="cpu", max_epochs=epochs, callbacks=list(callbacks), plugins=[AtomicCheckpointIO()],
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=folder,
-        enable_checkpointing=any("Checkpoint" in type(c).__name__ for c in callbacks), **settings,
+        enable_checkpointing=any("Checkpoint" in type(c).__name__ for c in callbacks),
+        **{"logger": False} | settings,
     )  # type: ignore[arg-type]  # fmt: skip
 
 
@@ -201,6 +205,17 @@ def test_a_nan_batch_makes_the_mean_nan() -> None:
     assert mean.compute() == 2.5
     mean.update(torch.tensor(math.nan), 1)
     assert mean.compute().isnan()
+
+
+@pytest.mark.parametrize(("epochs", "drawn"), [(3, [1, 2, 3]), (12, [2, 4, 6, 8, 10, 12]), (31, [3, *range(7, 32, 4)])])
+def test_tensorboard_gets_ten_confusion_matrices_at_most_and_the_last_among_them(
+    tmp_path: Path, epochs: int, drawn: list[int]
+) -> None:
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    trainer(tmp_path, TensorBoardPictures(), epochs=epochs, logger=logger).fit(classifier(), batches(8), batches(8))
+    events = EventAccumulator(str(tmp_path), {"images": 0, "tensors": 0}).Reload()  # 0: all of them
+    assert [event.step + 1 for event in events.Images("val/confusion_matrix")] == drawn  # one step an epoch
+    assert len(events.Tensors("val/precision_recall")) == epochs
 
 
 def test_dropout_depends_on_seed_and_step_alone(tmp_path: Path) -> None:
