@@ -15,7 +15,7 @@ Ties        1. under sensitivity and specificity: the better other rate, then th
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -108,7 +108,7 @@ def _candidates(label: Ints, score: Floats) -> tuple[Floats, Ints, Ints]:
 
 def _gains(
     rule: Rule, fp: Ints, tp: Ints, positives: int, negatives: int, cost_ratio: float | None
-) -> list[NDArray[np.generic]]:
+) -> list[NDArray[Any]]:
     """What to make as large as possible, in turn, [K] each; whole numbers where that avoids false ties."""
     if rule == "accuracy":
         return [tp - fp]

@@ -7,6 +7,8 @@ How     films are sorted once; a weighting then costs one cumulative sum over th
 Undefined values are NaN here, in arrays; they become None in `bootstrap`.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -73,7 +75,7 @@ def _sum_matrix(label: Ints, probability: Floats, threshold: float, unit: Ints) 
     """[U, 6 + ECE_BINS]: what a unit adds to tn, fp, fn, tp, squared error, log loss, and the gap of each bin."""
     called = probability >= threshold
     clipped = np.clip(probability, np.finfo(np.float64).eps, 1 - np.finfo(np.float64).eps)  # as sklearn's log_loss
-    columns: list[NDArray[np.generic]] = [
+    columns: list[NDArray[Any]] = [
         ~called & (label == 0),
         called & (label == 0),
         ~called & (label == 1),
