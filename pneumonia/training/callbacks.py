@@ -13,7 +13,7 @@ from typing import Any, cast
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
@@ -254,6 +254,14 @@ def log_on_terminal(line: str) -> None:
 
     with logging_redirect_tqdm():
         log.info(line)
+
+
+class Bar(TQDMProgressBar):
+    """Lightning's progress bar, but its epochs count from 1, as in the lines above it."""
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *rest: Any) -> None:
+        super().on_train_epoch_start(trainer, *rest)
+        self.train_progress_bar.set_description(f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
 
 
 class TensorBoardPictures(L.Callback):

@@ -14,13 +14,13 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from pneumonia.settings import Launch, TrainConfig, TrainerConfig, UserError, launched
 from pneumonia.training.callbacks import (
     AveragedWeights,
+    Bar,
     History,
     ReseedEachStep,
     StopEarly,
@@ -95,7 +95,7 @@ def callbacks(config: TrainConfig, folder: Path) -> list[L.Callback]:
     if config.ema is not None:
         chosen.append(AveragedWeights(decay=config.ema))
     if has_bar():
-        chosen.append(TQDMProgressBar(refresh_rate=5))
+        chosen.append(Bar(refresh_rate=5))
     if config.trainer.strategy == "ddp" and launched().world == 1:
         chosen.append(SpeakInChild(folder / "train.log"))
     if launched().world > 1:

@@ -1,6 +1,7 @@
 """The loss and the metrics are what they say, and a checkpoint holds nothing but tensors and plain values."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pneumonia.models.vgg import VGG
 from pneumonia.settings import UserError
 from pneumonia.training.callbacks import (
     AveragedWeights,
+    Bar,
     NonFiniteLoss,
     ReseedEachStep,
     StopOnNonFiniteLoss,
@@ -59,9 +61,9 @@ def batches(films: int = 22, size: int = 8, channels: int = 16) -> DataLoader:
 def trainer(folder: Path, *callbacks: Callback, epochs: int = 1, **settings: object) -> L.Trainer:
     return L.Trainer(
         accelerator="cpu", max_epochs=epochs, callbacks=list(callbacks), plugins=[AtomicCheckpointIO()],
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=folder,
+        enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=folder,
         enable_checkpointing=any("Checkpoint" in type(c).__name__ for c in callbacks),
-        **{"logger": False} | settings,
+        **{"logger": False, "enable_progress_bar": False} | settings,
     )  # type: ignore[arg-type]  # fmt: skip
 
 
@@ -216,6 +218,13 @@ def test_tensorboard_gets_ten_confusion_matrices_at_most_and_the_last_among_them
     events = EventAccumulator(str(tmp_path), {"images": 0, "tensors": 0}).Reload()  # 0: all of them
     assert [event.step + 1 for event in events.Images("val/confusion_matrix")] == drawn  # one step an epoch
     assert len(events.Tensors("val/precision_recall")) == epochs
+
+
+def test_the_bar_counts_epochs_from_1(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    shown = trainer(tmp_path, Bar(refresh_rate=1), epochs=2, enable_progress_bar=True)
+    shown.fit(classifier(), batches(), batches())
+    told = "".join(capfd.readouterr())
+    assert list(dict.fromkeys(re.findall(r"Epoch (\S+): +100%", told))) == ["1/2", "2/2"]
 
 
 def test_dropout_depends_on_seed_and_step_alone(tmp_path: Path) -> None:
