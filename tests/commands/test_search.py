@@ -66,9 +66,10 @@ def test_a_search_that_goes_on_proposes_the_trials_of_an_unbroken_one_and_runs_n
     assert {"finished", "failed"} == {row["status"] for row in rows}
     more = search(command, monkeypatch, phantoms, "hydra.sweep.dir=broken", "hydra.sweeper.n_trials=9")
     assert len(more.ran) == 1
-    for other in ("hydra.sweeper.sampler.seed=5", "hydra/launcher=joblib"):  # joblib proposes several together
+    several = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")  # proposed together
+    for other in (("hydra.sweeper.sampler.seed=5",), several):
         with pytest.raises(SystemExit) as ending:
-            command("train", *SHORT, f"data.root={phantoms}", "hydra.sweep.dir=broken", other)
+            command("train", *SHORT, f"data.root={phantoms}", "hydra.sweep.dir=broken", *other)
         assert ending.value.code == 2 and "another sweep is there" in capsys.readouterr().err
 
 
