@@ -265,8 +265,11 @@ class Bar(TQDMProgressBar):
 
 
 class TensorBoardPictures(L.Callback):
-    """Into TensorBoard: the first augmented batch, after each validation the PR curve, and of PICTURES epochs at most,
-    evenly spaced up to the last, the confusion matrix: drawing one takes as long as a tenth of a small net's epoch."""
+    """Into TensorBoard: the first augmented batch, after each validation the PR curve, and the confusion matrix of
+    PICTURES epochs at most, the first and the last among them: on a GPU one takes a tenth of a small net's epoch."""
+
+    def __init__(self) -> None:
+        self.waiting: Callable[[], None] | None = None
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -278,11 +281,24 @@ class TensorBoardPictures(L.Callback):
         probability, target = (scores.cpu().numpy() for scores in cast(Classifier, pl_module).validation_scores())
         step = trainer.global_step - 1  # as the epoch's scalars have it
         self.write(trainer, lambda writer: writer.add_pr_curve("val/precision_recall", target, probability, step))
-        epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
-        if (epochs - epoch) % math.ceil(epochs / PICTURES) == 0:
-            counts = confusion(target, probability, 0.5)
-            figure = confusion_matrix(**counts, title=f"Validation, epoch {epoch}")
+        counts, title = confusion(target, probability, 0.5), f"Validation, epoch {trainer.current_epoch + 1}"
+
+        def draw() -> None:
+            figure = confusion_matrix(**counts, title=title)
             self.write(trainer, lambda writer: writer.add_figure("val/confusion_matrix", figure, step))
+
+        self.waiting = draw
+        if trainer.current_epoch % math.ceil((trainer.max_epochs or 1) / (PICTURES - 1)) == 0:
+            self.draw()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.draw()
+
+    def draw(self) -> None:
+        """The confusion matrix of the last validation, if it is not drawn yet."""
+        if self.waiting:
+            self.waiting()
+            self.waiting = None
 
     def write(self, trainer: L.Trainer, add: Callable[[SummaryWriter], None]) -> None:
         """Hand the event writer to `add`, in the process that writes."""

@@ -209,15 +209,23 @@ def test_a_nan_batch_makes_the_mean_nan() -> None:
     assert mean.compute().isnan()
 
 
-@pytest.mark.parametrize(("epochs", "drawn"), [(3, [1, 2, 3]), (12, [2, 4, 6, 8, 10, 12]), (31, [3, *range(7, 32, 4)])])
+@pytest.mark.parametrize(
+    ("epochs", "stop", "drawn"),
+    [(3, None, [1, 2, 3]), (12, None, [1, 3, 5, 7, 9, 11, 12]), (60, None, [*range(1, 58, 7), 60]), (60, 5, [1, 5])],
+)
 def test_tensorboard_gets_ten_confusion_matrices_at_most_and_the_last_among_them(
-    tmp_path: Path, epochs: int, drawn: list[int]
+    tmp_path: Path, epochs: int, stop: int | None, drawn: list[int]
 ) -> None:
+    class Stop(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.should_stop = trainer.current_epoch + 1 == stop
+
     logger = TensorBoardLogger(tmp_path, name="", version="")
-    trainer(tmp_path, TensorBoardPictures(), epochs=epochs, logger=logger).fit(classifier(), batches(8), batches(8))
+    shown = trainer(tmp_path, TensorBoardPictures(), Stop(), epochs=epochs, logger=logger)
+    shown.fit(classifier(), batches(8), batches(8))
     events = EventAccumulator(str(tmp_path), {"images": 0, "tensors": 0}).Reload()  # 0: all of them
     assert [event.step + 1 for event in events.Images("val/confusion_matrix")] == drawn  # one step an epoch
-    assert len(events.Tensors("val/precision_recall")) == epochs
+    assert len(events.Tensors("val/precision_recall")) == (stop or epochs)
 
 
 def test_the_bar_counts_epochs_from_1(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,16 +1,23 @@
 """What a batch is mixed with: shares, targets, and the same draw from the same seed."""
 
+import inspect
+
 import pytest
 import torch
 
 from pneumonia.training import mixing
 from pneumonia.training.mixing import GREY, Mix
+from pneumonia.workflows.experiment import MIXED
 
 
 def batch(films: int = 64, side: int = 20) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     film = torch.randint(0, 256, (films, 1, side, side), generator=generator, dtype=torch.uint8)
     return film, (torch.arange(films) % 2).float()
+
+
+def test_every_way_to_mix_can_be_typed_and_reaches_the_training() -> None:
+    assert set(MIXED) == set(inspect.signature(Mix).parameters)
 
 
 def test_nothing_asked_for_changes_nothing() -> None:
