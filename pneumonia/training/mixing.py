@@ -25,7 +25,7 @@ class Mix(nn.Module):
                two machines' films differ (the lungs-out test of Maguolo and Nanni 2021, arXiv:2004.12823, as training).
     border_swap share of the batch whose border is another film's, its target kept: something is around the lungs, but
                tells nothing of them (backgrounds "mixed at random", Xiao et al. 2021, arXiv:2006.09994, as training).
-               It is the film before, with which mixup blends, too: under mixup=0.2 they still correlate by .09.
+               It is the film two before in the batch: with the one before, mixup blends a film and its target.
     The last three take different films: their shares make at most 1. Every draw is from torch's global generator.
     """
 
@@ -61,7 +61,7 @@ class Mix(nn.Module):
         without_border = (draw >= self.lungs_out) & (draw < self.lungs_out + self.border_out)
         if self.border_swap:
             swapped = draw >= 1 - self.border_swap
-            film = torch.where(swapped.view(-1, 1, 1, 1), framed_by(film, film.roll(1, 0)), film)
+            film = torch.where(swapped.view(-1, 1, 1, 1), framed_by(film, film.roll(2, 0)), film)
         film = torch.where(without_lungs.view(-1, 1, 1, 1) & centre_of(film), GREY, film)
         frame = 255 * torch.rand(len(film), 1, 1, 1, device=film.device)
         film = torch.where(without_border.view(-1, 1, 1, 1) & ~centre_of(film), frame, film)

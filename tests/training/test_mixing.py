@@ -72,7 +72,7 @@ def test_a_swapped_border_is_another_films_and_fades_into_the_films_own_centre()
     film, target = levels.view(-1, 1, 1, 1).expand(-1, 1, 40, 40), (levels % 2).float()
     torch.manual_seed(0)
     mixed, mixed_target = Mix(border_out=0.3, lungs_out=0.1, border_swap=0.4)(film, target)
-    own, other = levels.float(), levels.float().roll(1, 0)
+    own, other = levels.float(), levels.float().roll(2, 0)
     swapped = (mixed[:, 0, 0, 0] == other) & (mixed[:, 0, 20, 20] == own)
     assert swapped.float().mean() == pytest.approx(0.4, abs=0.03) and torch.equal(
         mixed_target[swapped], target[swapped]
@@ -82,6 +82,18 @@ def test_a_swapped_border_is_another_films_and_fades_into_the_films_own_centre()
     torch.testing.assert_close(across[:, 5:7], torch.tensor([[1 / 3, 2 / 3]]).expand(len(across), 2), atol=1e-3, rtol=0)
     untouched = (mixed == film.float()).flatten(1).all(1)
     assert untouched.float().mean() == pytest.approx(0.2, abs=0.03)
+
+
+def test_a_swapped_border_tells_nothing_of_the_target_though_films_are_blended() -> None:
+    """A film is its class's grey, so a border's grey is the mean target of the films that it comes from."""
+    target = torch.rand(20_000, generator=torch.Generator().manual_seed(0)).round()
+    film = (255 * target).byte().view(-1, 1, 1, 1).expand(-1, 1, 20, 20)
+    torch.manual_seed(0)
+    mixed, mixed_target = Mix(mixup=1.0, border_swap=1.0)(film, target)
+    border, centre = mixed[:, 0, 0, 0], mixed[:, 0, 10, 10]
+    assert torch.corrcoef(torch.stack([centre, mixed_target]))[0, 1] > 0.999
+    assert 0.1 < mixed_target[target == 1].min() < 0.9  # the batch is blended, so that a shared film would be seen
+    assert torch.corrcoef(torch.stack([border, mixed_target]))[0, 1].abs() < 0.03
 
 
 def test_a_share_is_seen_through_filters_of_their_own_and_keeps_its_tone() -> None:
