@@ -54,6 +54,17 @@ def kill_after(process: subprocess.Popen, folder: Path, share: float, unbroken: 
     process.wait()
 
 
+def pause_in_epoch(folder: Path, epochs: int, seconds: float = 60) -> None:
+    """Wait until `epochs` rows stand in metrics.csv."""
+    end = time.monotonic() + seconds
+    file = folder / "metrics.csv"
+    while time.monotonic() < end:
+        if file.exists() and len(file.read_text().splitlines()) > epochs:
+            return
+        time.sleep(0.005)
+    raise TimeoutError(folder)
+
+
 def go_on(films: Path, folder: Path) -> int:
     """Go on with a killed run; one that had finished before the kill, or had not begun, needs nothing."""
     if not (folder / "run.json").exists():
