@@ -25,7 +25,7 @@ def test_its_card_names_the_file_and_what_it_does_to_a_film() -> None:
     assert hashlib.sha256(REFERENCE.read_bytes()).hexdigest() in card
     assert REFERENCE.stat().st_size < 2_000_000
     assert "Not for clinical use" in card and "10.17632/rscbjbr9sj" in card and "experiment=record" in card
-    assert told["recipe"]["image_size"] == 64 and 0 < told["recipe"]["threshold"] < 1
+    assert told["recipe"]["image_size"] == 112 and 0 < told["recipe"]["threshold"] < 1
     assert "Kermany" in told["recipe"]["films"]
 
 

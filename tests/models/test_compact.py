@@ -16,8 +16,8 @@ def net(image_size: int = 32) -> Compact:
 
 def test_the_usual_one_has_under_a_million_parameters() -> None:
     with torch.device("meta"):
-        usual = compact(32, [32, 64, 128, 192], [1, 1, 1, 1], 0.0, 64)
-    assert sum(p.numel() for p in usual.parameters()) == 885_665
+        usual = compact(16, [16, 32, 64, 128, 192], [1, 1, 1, 1, 1], 0.0, 112)
+    assert sum(p.numel() for p in usual.parameters()) == 886_129
 
 
 @pytest.mark.parametrize("side", [32, 33])
