@@ -2,7 +2,7 @@
 
 Input     the three equal channels become one.
 Stem      one 3x3 convolution of stride 2: opacities are larger than the pixels it drops.
-Widths    few channels where the side is large, so that no stage costs much more than another, and 112 px little more than 64.
+Widths    few channels where the side is large, so that no stage costs much more than another.
 Stages    basic residual blocks (He et al. 2016, arXiv:1512.03385) with batch normalisation; the shortcut of a block
           that halves the side is an average pool and a 1x1 convolution, so no pixel is skipped (ResNet-D, He et al.
           2019, arXiv:1812.01187); the last normalisation of each block starts at 0, so that each block starts as
