@@ -76,7 +76,7 @@ class Source:
 
     @property
     def net(self) -> str:
-        """Which net at which size, such as compact at 64 px; nothing where it is not known."""
+        """Which net at which size, such as compact at 112 px; nothing where it is not known."""
         return f"{self.model} at {self.data.image_size} px" if self.model else ""
 
     @cached_property
