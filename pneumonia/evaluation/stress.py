@@ -11,7 +11,7 @@ Severity  two of every kind, so that each weighs the same in the mean: one that 
           would. Lengths are shares of the height, greys of 255. They meet the pixels that the net gets, so noise
           and the blocks of JPEG are coarser on a smaller image: compare runs of one size.
 Fixed     what is random about a film comes from (seed, corruption, place of the film) alone: batches change nothing.
-Memory    a batch of FILMS_AT_ONCE films under one corruption at a time, beside the scores [corruptions, N].
+Memory    a batch of films under one corruption at a time, beside the scores [corruptions, N].
 """
 
 import zlib
@@ -34,7 +34,6 @@ Images = NDArray[np.uint8]  # [N, H, W]
 Predict = Callable[[Images], ArrayLike]
 Corruption = Callable[[Film, np.random.Generator], Film]
 
-FILMS_AT_ONCE = 256
 FRAMED = ("as_is", "zoom_in", "zoom_out", "aspect_tall", "aspect_wide")
 MARGIN = 0.08  # of each side
 
@@ -67,22 +66,6 @@ class Stress:
     worst: str | None
 
 
-def stress(
-    predict: Predict, images: Images, label: ArrayLike, threshold: float, patient: ArrayLike | None = None,
-    seed: int = 0, level: float = 0.95, resamples: int = 2000,
-) -> Stress:  # fmt: skip
-    """The whole suite on images [N, H, W] that fit in memory; without `patient` [N] each film is one of its own.
-
-    Raises ValueError for other pixels, an empty split, labels or probabilities that are none.
-    """
-    if images.ndim != 3 or images.dtype != np.uint8:
-        raise ValueError(
-            f"images are {images.dtype} {images.shape}: expected uint8 (N, H, W). Pass the cache's pixels."
-        )
-    batches = (images[k : k + FILMS_AT_ONCE] for k in range(0, len(images), FILMS_AT_ONCE))
-    return stress_table(stress_scores(predict, batches, seed), label, threshold, patient, seed, level, resamples)
-
-
 def stress_scores(predict: Predict, batches: Iterable[Images], seed: int = 0) -> dict[str, Floats]:
     """{"as_is" or corruption: probability [N]} of films that come in batches uint8 [n, H, W], each read once."""
     names = ("as_is", *CORRUPTIONS)
@@ -100,7 +83,12 @@ def stress_table(
     scores: Mapping[str, Floats], label: ArrayLike, threshold: float, patient: ArrayLike | None = None,
     seed: int = 0, level: float = 0.95, resamples: int = 2000,
 ) -> Stress:  # fmt: skip
-    """Wilson intervals for the rates, over patients for AUROC (the same resamples in every row, so in the mean too)."""
+    """Wilson intervals for the rates, over patients for AUROC (the same resamples in every row, so in the mean too).
+
+    scores   {"as_is" or corruption: probability [N]}, as stress_scores gives them
+    patient  [N]; without it each film is one of its own
+    Raises ValueError for an empty split, labels or probabilities that are none.
+    """
     truth, _ = checked(label, scores["as_is"])
     keys = np.arange(truth.size).astype(str) if patient is None else checked_patient(patient, truth.size)
     rows, drawn = [], []

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from pneumonia.evaluation import stress as room
-from pneumonia.evaluation.stress import CORRUPTIONS, FRAMED, corrupted, stress, stress_scores, stress_table
+from pneumonia.evaluation.stress import CORRUPTIONS, FRAMED, corrupted, stress_scores, stress_table
 
 
 @pytest.fixture
@@ -22,6 +21,10 @@ def label():
 
 def brightness(images):
     return images.mean(axis=(1, 2)) / 255
+
+
+def stress(predict, images, label, threshold, patient=None, seed=0, level=0.95, resamples=100):
+    return stress_table(stress_scores(predict, [images], seed), label, threshold, patient, seed, level, resamples)
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
@@ -80,10 +83,9 @@ def test_a_model_that_reads_brightness_at_a_threshold_falls_under_gamma_and_one_
     images = rng.integers(90, 110, (60, 32, 32)) + 10 * label[:, None, None]
     images[:, :, 16:] += 20 * label[:, None, None]
     images = images.astype(np.uint8)
-    reads_grey = stress(brightness, images, label, 115 / 255, resamples=100)
+    reads_grey = stress(brightness, images, label, 115 / 255)
     reads_shape = stress(
         lambda batch: (batch[:, :, 16:].mean((1, 2)) > batch[:, :, :16].mean((1, 2)) + 5) * 1.0, images, label, 0.5,
-        resamples=100,
     )  # fmt: skip
     grey, shape = ({row.name: row for row in found.rows} for found in (reads_grey, reads_shape))
     assert reads_grey.clean.sensitivity.value == reads_grey.clean.specificity.value == 1
@@ -95,7 +97,7 @@ def test_a_model_that_reads_brightness_at_a_threshold_falls_under_gamma_and_one_
 def test_a_model_that_reads_the_margin_ranks_wrongly_when_it_is_inverted(label):
     images = np.random.default_rng(2).integers(90, 110, (60, 48, 48)).astype(np.uint8)
     images[:, 0] += (40 * label[:, None]).astype(np.uint8)
-    found = stress(lambda batch: batch[:, 0].mean(1) / 255, images, label, 0.5, resamples=100)
+    found = stress(lambda batch: batch[:, 0].mean(1) / 255, images, label, 0.5)
     rows = {row.name: row.auroc.value for row in found.rows}
     assert found.clean.auroc.value == 1 and found.clean.auroc.interval[0] < 1
     assert found.worst == "margins_inverted" and rows["margins_inverted"] == 0 and rows["margins_white"] == 0.5
@@ -140,26 +142,18 @@ def test_a_perfect_model_is_not_certain(label):
     assert all(row.auroc.interval[0] < 1 for row in found.rows)
 
 
-def test_batches_are_small_and_change_nothing(films, label, monkeypatch):
-    sizes = []
-
-    def predict(batch):
-        sizes.append(len(batch))
-        return brightness(batch)
-
-    whole = stress(predict, films, label, 0.5, resamples=100)
-    sizes.clear()
-    monkeypatch.setattr(room, "FILMS_AT_ONCE", 25)
-    assert stress(predict, films, label, 0.5, resamples=100) == whole
-    assert set(sizes) == {25, 10} and len(sizes) == 3 * (1 + len(CORRUPTIONS))
+def test_batches_change_nothing_and_each_is_read_once(films):
+    whole = stress_scores(brightness, [films])
+    parted = stress_scores(brightness, (films[k : k + 25] for k in (0, 25, 50)))
+    assert list(parted) == list(whole) == ["as_is", *CORRUPTIONS]
+    for name, score in whole.items():
+        np.testing.assert_array_equal(parted[name], score)
 
 
-def test_one_class_bad_pixels_and_bad_probabilities_are_told(films, label):
-    found = stress(brightness, films, label * 0, 0.5, resamples=100)
+def test_one_class_and_bad_probabilities_are_told(films, label):
+    found = stress(brightness, films, label * 0, 0.5)
     assert found.mean.value is found.mean.interval is found.worst is found.clean.auroc.value is None
     assert found.clean.sensitivity.value is None and found.clean.specificity.value is not None
-    with pytest.raises(ValueError, match=r"images are float64 \(60, 96, 80\): expected uint8 \(N, H, W\)"):
-        stress(brightness, films.astype(float), label, 0.5)
     with pytest.raises(ValueError, match="not finite"):
         stress(lambda batch: np.full(len(batch), np.nan), films, label, 0.5)
     with pytest.raises(ValueError, match="expected one value per film"):
