@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,14 @@ from resume_cases import SETTINGS, pause_in_epoch, start
 from pneumonia.workflows import experiment
 
 Command = Callable[..., None]
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A job in a shell's background ignores Ctrl-C, and so would pytest there."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +49,7 @@ def test_sigterm_ends_a_run_wherever_it_is(
         assert json.loads(Path("run/run.json").read_text())["status"] == status
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("first", "again"), [(signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)])
 def test_a_second_signal_does_not_break_off_the_writing_of_the_first(
     command: Command, phantoms: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
