@@ -143,8 +143,15 @@ def test_a_perfect_model_is_not_certain(label):
 
 
 def test_batches_change_nothing_and_each_is_read_once(films):
+    sizes = []
+
+    def predict(batch):
+        sizes.append(len(batch))
+        return brightness(batch)
+
     whole = stress_scores(brightness, [films])
-    parted = stress_scores(brightness, (films[k : k + 25] for k in (0, 25, 50)))
+    parted = stress_scores(predict, (films[k : k + 25] for k in (0, 25, 50)))
+    assert set(sizes) == {25, 10} and len(sizes) == 3 * (1 + len(CORRUPTIONS))
     assert list(parted) == list(whole) == ["as_is", *CORRUPTIONS]
     for name, score in whole.items():
         np.testing.assert_array_equal(parted[name], score)
