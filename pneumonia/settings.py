@@ -184,6 +184,7 @@ class TrainConfig:
     standardize: str = MISSING
     flip_average: bool = MISSING
     crop_average: bool = MISSING
+    aligned_view: bool = MISSING
     gradient_clip: float | None = None
     unfreeze_epoch: int | None = None
     test: bool = MISSING

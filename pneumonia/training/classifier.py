@@ -20,6 +20,7 @@ from torchmetrics.utilities import dim_zero_cat
 from pneumonia.build import build
 from pneumonia.data.dataset import Batch
 from pneumonia.settings import named_standardize
+from pneumonia.training.alignment import Alignment
 from pneumonia.training.mixing import Mix
 from pneumonia.training.schedules import Factor
 from pneumonia.training.views import KEPT, STANDARDIZE, middle
@@ -48,6 +49,7 @@ class Classifier(L.LightningModule):
         standardize: str | bool = "none",
         flip_average: bool = False,
         crop_average: bool = False,
+        aligned_view: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -61,6 +63,7 @@ class Classifier(L.LightningModule):
         self.standardized = STANDARDIZE[named_standardize(standardize)]
         self.flip_average = flip_average
         self.crop_average = crop_average
+        self.alignment = Alignment() if aligned_view else None
         self.build_optimizer()  # settings that don't fit are told before the films are touched
         self.build_factor(1, 1)
         self.register_buffer("positive_weight", torch.tensor(positive_weight), persistent=False)
@@ -82,10 +85,13 @@ class Classifier(L.LightningModule):
 
     def forward(self, film: Tensor) -> Tensor:
         """uint8 [N, 1, S, S] -> logit float32 [N]; outside training with `crop_average` the mean logit of each film's
-        middles (views.KEPT), with `flip_average` of each film and its mirror image, with both of all six."""
-        if self.crop_average and not self.training:
-            return torch.stack([self.of_one_view(middle(film, kept)) for kept in KEPT]).mean(0)
-        return self.of_one_view(film)
+        middles (views.KEPT), with `flip_average` of each film and its mirror image, with both of all six; with
+        `aligned_view` the mean of that and the logit of the aligned film."""
+        if self.training:
+            return self.of_one_view(film)
+        middles = [middle(film, kept) for kept in KEPT] if self.crop_average else [film]
+        logit = torch.stack([self.of_one_view(view) for view in middles]).mean(0)
+        return logit if self.alignment is None else (logit + self.of_one_view(self.alignment(film))) / 2
 
     def of_one_view(self, film: Tensor) -> Tensor:
         """Grey [N, 1, S, S] from 0 to 255 -> logit float32 [N]; with `flip_average` the mean outside training."""
@@ -104,7 +110,7 @@ class Classifier(L.LightningModule):
         return grey.expand(-1, 3, -1, -1).contiguous(memory_format=self.memory_format)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        film, target = self.mix(batch["image"], batch["target"])
+        film, target = self.mix(self.half_aligned(batch["image"]), batch["target"])
         logit = self(film)
         smooth = target * (1 - self.label_smoothing) + self.label_smoothing / 2
         loss = binary_cross_entropy_with_logits(logit, smooth, pos_weight=self.positive_weight)
@@ -112,6 +118,14 @@ class Classifier(L.LightningModule):
         label = torch.where(target == 0.5, NEITHER, (target > 0.5).int())  # lungs_out: nothing to call
         self.train_metrics.update(logit.detach().sigmoid(), label)
         return loss
+
+    def half_aligned(self, film: Tensor) -> Tensor:
+        """Grey [N, 1, S, S] from 0 to 255 -> the same; with `aligned_view` each film by chance, 1/2, in the place
+        of the mean film, so that the net knows both views."""
+        if self.alignment is None:
+            return film
+        drawn = torch.rand(len(film), 1, 1, 1, device=film.device) < 0.5
+        return torch.where(drawn, self.alignment(film), film.float())
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if batch_idx + 1 == self.trainer.num_training_batches:  # before validation, so that both stand in one row

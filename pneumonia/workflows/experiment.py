@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
+import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -17,6 +19,7 @@ from pneumonia.data.records import write_manifest
 from pneumonia.data.split import class_counts
 from pneumonia.models.vgg import VGG
 from pneumonia.settings import TrainConfig, UserError, launched
+from pneumonia.training.alignment import FILMS
 from pneumonia.training.callbacks import kept_row, read_history
 from pneumonia.training.checkpoint import load_classifier
 from pneumonia.training.classifier import Classifier
@@ -116,8 +119,12 @@ def build_classifier(config: TrainConfig, films: Films) -> Classifier:
     classifier = Classifier(
         config.model, config.optimizer, config.schedule, weight, config.label_smoothing, config.trainer.channels_last,
         {name: getattr(config, name) for name in MIXED},
-        config.standardize, config.flip_average, config.crop_average,
+        config.standardize, config.flip_average, config.crop_average, config.aligned_view,
     )  # fmt: skip
+    if classifier.alignment is not None:
+        records = films.of("train")[:: math.ceil(len(films.of("train")) / FILMS)]
+        pixels = np.stack([films.pixels.read(row) for row in films.pixels.rows(records)])
+        classifier.alignment.learn(torch.from_numpy(pixels)[:, None])
     if config.unfreeze_epoch is not None and not isinstance(classifier.net, VGG):
         raise UserError(f"unfreeze_epoch={config.unfreeze_epoch}: only model=vgg16 has frozen blocks; leave it out.")
     if config.compile:

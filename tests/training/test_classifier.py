@@ -292,6 +292,22 @@ def test_the_crop_average_is_the_mean_logit_of_three_middles_outside_training_an
     torch.testing.assert_close(averaged.train()(film), plain.train()(film))
 
 
+def test_the_aligned_view_counts_half_and_half_of_the_training_films_are_aligned(tmp_path: Path) -> None:
+    plain, both = (classifier(model=CNN | {"dropout": 0.0}, aligned_view=flag) for flag in (False, True))
+    assert both.alignment is not None
+    film = 255 * torch.rand(64, 1, 16, 16, generator=torch.Generator().manual_seed(0)).cumsum(-1) / 16
+    both.alignment.learn(film)
+    aligned = both.alignment(film)
+    by_hand = (plain.eval()(film) + plain(aligned)) / 2
+    torch.testing.assert_close(both.eval()(film), by_hand)
+    assert not torch.allclose(aligned, film, atol=1)
+    half = both.half_aligned(film)
+    chosen = (half == aligned).flatten(1).all(1)
+    assert torch.equal(half, torch.where(chosen.view(-1, 1, 1, 1), aligned, film)) and 20 < chosen.sum() < 44
+    torch.save({"hyper_parameters": dict(both.hparams), "state_dict": both.state_dict()}, tmp_path / "x.ckpt")
+    torch.testing.assert_close(load_classifier(tmp_path / "x.ckpt")(film), by_hand)
+
+
 COMPACT = {
     "_target_": "pneumonia.models.compact.compact", "stem": 4, "widths": [4], "blocks": [1], "dropout": 0.0,
     "image_size": 16,
