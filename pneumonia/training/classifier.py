@@ -110,8 +110,8 @@ class Classifier(L.LightningModule):
         return grey.expand(-1, 3, -1, -1).contiguous(memory_format=self.memory_format)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        film, target = self.mix(self.half_aligned(batch["image"]), batch["target"])
-        logit = self(film)
+        film, target = self.mix(batch["image"], batch["target"])
+        logit = self(self.half_aligned(film))
         smooth = target * (1 - self.label_smoothing) + self.label_smoothing / 2
         loss = binary_cross_entropy_with_logits(logit, smooth, pos_weight=self.positive_weight)
         self.train_loss.update(loss.detach(), len(target))
@@ -121,7 +121,8 @@ class Classifier(L.LightningModule):
 
     def half_aligned(self, film: Tensor) -> Tensor:
         """Grey [N, 1, S, S] from 0 to 255 -> the same; with `aligned_view` each film by chance, 1/2, in the place
-        of the mean film, so that the net knows both views."""
+        of the mean film, so that the net knows both views. After mixing: wherever a swapped border is put, it tells
+        nothing."""
         if self.alignment is None:
             return film
         drawn = torch.rand(len(film), 1, 1, 1, device=film.device) < 0.5
