@@ -3,18 +3,18 @@
 Layout  film grey [N, 1, S, S] from 0 to 255; thumb float32 [N, 1, SIDE, SIDE], mean 0 and deviation 1.
         place float32 [N, 5]: logarithms of the zoom of width and height, the shift to the right and down as shares of
         half a side, the rotation in radians; 0 is the film as it is.
-Source  inverse compositional Lucas-Kanade (Baker and Matthews 2004, doi:10.1023/B:VISI.0000011205.11775.fd) on the
-        correlation with the mean film, whose slopes are looked up once: no slope of any film is needed.
+Source  after inverse compositional Lucas-Kanade (Baker and Matthews 2004, doi:10.1023/B:VISI.0000011205.11775.fd), with
+        steps that are added: the slopes are the mean film's, so no slope of any film is needed.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import affine_grid, avg_pool2d, grid_sample, interpolate, normalize
+from torch.nn.functional import affine_grid, avg_pool2d, grid_sample, interpolate
 
 SIDE = 32  # pixels of the mean film
-REACH = 0.85  # of half a side, from the middle: what is further out is frame or page, and has no say
+REACH = 0.7  # of half a side, from the middle, as in mixing.BORDER: what is around the lungs has no say
 ROUNDS = 5  # in which the mean film is made of films aligned to the last one
 FILMS = 600  # at most, that it is made of
 STEPS = (5, 6)  # on half the pixels, on all of them
@@ -98,8 +98,8 @@ class Slopes:
         centre = (torch.arange(side, device=mean_film.device) + 0.5) / side * 2 - 1
         y, x = torch.meshgrid(centre, centre, indexing="ij")
         seen = ((x.abs() < REACH) & (y.abs() < REACH)).float().flatten()
-        mean = levelled(mean_film.flatten(), seen)
-        down, right = (slope * side / 2 for slope in torch.gradient(mean.view(side, side)))
+        mean, length = levelled(mean_film.flatten(), seen)
+        down, right = (slope * side / 2 / length for slope in torch.gradient(mean_film))  # uncut: no step at the edge
         change = torch.stack([right * x, down * y, right, down, down * x - right * y]).flatten(1) * seen
         change = change - (change @ seen / seen.sum())[:, None] * seen
         change = change - (change @ mean)[:, None] * mean
@@ -108,7 +108,7 @@ class Slopes:
 
     def looked(self, thumb: Tensor, place: Tensor) -> Tensor:
         """[N, D] of length 1: the films where `place` puts them."""
-        return levelled(moved(thumb, place).flatten(1), self.seen)
+        return levelled(moved(thumb, place).flatten(1), self.seen)[0]
 
     def climbed(self, thumb: Tensor, place: Tensor, limit: Tensor, steps: int) -> Tensor:
         """The place after so many steps from `place`, within `limit` [5] either way."""
@@ -122,10 +122,13 @@ class Slopes:
         return self.looked(thumb, place) @ self.mean - place**2 @ self.held
 
 
-def levelled(film: Tensor, seen: Tensor) -> Tensor:
-    """[..., D] -> the same with mean 0 and length 1 where `seen`, 0 elsewhere; of a blank film 0."""
+def levelled(film: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """[..., D] -> (the same with mean 0 and length 1 where `seen`, 0 elsewhere; the length [..., 1] it had); of a blank
+    film 0."""
     film = film * seen
-    return normalize(film - film.sum(-1, keepdim=True) / seen.sum() * seen, dim=-1, eps=1e-6)
+    film = film - film.sum(-1, keepdim=True) / seen.sum() * seen
+    length = film.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+    return film / length, length
 
 
 def moved(film: Tensor, place: Tensor) -> Tensor:

@@ -121,8 +121,7 @@ class Classifier(L.LightningModule):
 
     def half_aligned(self, film: Tensor) -> Tensor:
         """Grey [N, 1, S, S] from 0 to 255 -> the same; with `aligned_view` each film by chance, 1/2, in the place
-        of the mean film, so that the net knows both views. After mixing: wherever a swapped border is put, it tells
-        nothing."""
+        of the mean film, so that the net knows both views. After mixing, so that swapped borders are moved too."""
         if self.alignment is None:
             return film
         drawn = torch.rand(len(film), 1, 1, 1, device=film.device) < 0.5

@@ -105,7 +105,10 @@ def build_datamodule(config: TrainConfig, films: Films) -> FilmDataModule:
 
 
 def build_classifier(config: TrainConfig, films: Films) -> Classifier:
-    """The classifier with its positive weight from the training films. Raises UserError for settings that don't fit."""
+    """The classifier with positive weight and mean film from the training films.
+
+    Raises UserError for settings that don't fit.
+    """
     labels = [record.label for record in films.of("train")]
     weight = (len(labels) - sum(labels)) / sum(labels) if config.balance == "weighted_loss" else 1.0
     if (
@@ -121,12 +124,12 @@ def build_classifier(config: TrainConfig, films: Films) -> Classifier:
         {name: getattr(config, name) for name in MIXED},
         config.standardize, config.flip_average, config.crop_average, config.aligned_view,
     )  # fmt: skip
+    if config.unfreeze_epoch is not None and not isinstance(classifier.net, VGG):
+        raise UserError(f"unfreeze_epoch={config.unfreeze_epoch}: only model=vgg16 has frozen blocks; leave it out.")
     if classifier.alignment is not None:
         records = films.of("train")[:: math.ceil(len(films.of("train")) / FILMS)]
         pixels = np.stack([films.pixels.read(row) for row in films.pixels.rows(records)])
         classifier.alignment.learn(torch.from_numpy(pixels)[:, None])
-    if config.unfreeze_epoch is not None and not isinstance(classifier.net, VGG):
-        raise UserError(f"unfreeze_epoch={config.unfreeze_epoch}: only model=vgg16 has frozen blocks; leave it out.")
     if config.compile:
         classifier.net.compile()  # in place: names in the checkpoint stay the same
     return classifier
