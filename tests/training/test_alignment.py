@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from pneumonia.training.alignment import Alignment, moved, thumbs
+from pneumonia.training.alignment import Alignment, Slopes, moved, thumbs
 
 
 def films(count: int) -> Tensor:
@@ -61,3 +61,12 @@ def test_without_a_mean_film_and_blank_films_stay_as_they_are() -> None:
     torch.testing.assert_close(Alignment()(film), film, atol=0.01, rtol=0)
     blank = torch.full((2, 1, 64, 64), 90, dtype=torch.uint8)
     torch.testing.assert_close(taught()(blank), blank.float(), atol=0.01, rtol=0)
+
+
+def test_the_slopes_are_those_of_the_mean_film_as_it_is_moved() -> None:
+    alignment = taught()
+    slopes = Slopes.of(alignment.mean_film, alignment.held)
+    thumb, step = alignment.mean_film[None, None], 0.01 * torch.eye(5)
+    for part, change in zip(step, slopes.change, strict=True):
+        there, back = (slopes.looked(thumb, sign * part[None])[0] for sign in (1, -1))
+        assert torch.cosine_similarity(change, there - back, dim=0) > 0.97
