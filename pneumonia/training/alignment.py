@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, avg_pool2d, grid_sample, interpolate
 
+from pneumonia.training.mixing import BORDER
+
 SIDE = 32  # pixels of the mean film
-REACH = 0.7  # of half a side, from the middle, as in mixing.BORDER: what is around the lungs has no say
-ROUNDS = 5  # in which the mean film is made of films aligned to the last one
+REACH = 1 - 2 * BORDER  # of half a side, from the middle: what is around the lungs has no say
+ROUNDS = 5  # in which the mean film is made: of films as they are, then of films aligned to the last one
 FILMS = 600  # at most, that it is made of
 STEPS = (5, 6)  # on half the pixels, on all of them
 LIMIT = (0.5, 0.5, 0.35, 0.35, 0.35)
@@ -44,13 +46,12 @@ class Alignment(nn.Module):
             self.register_buffer(name, torch.tensor(rows), persistent=False)
 
     def learn(self, film: Tensor) -> None:
-        """Make the mean film of grey films [N, 1, S, S], N at least 1; no label is looked at."""
+        """Make the mean film, blank until then, of grey films [N, 1, S, S], N at least 1; no label is looked at."""
         thumb = thumbs(film)
-        place = torch.zeros(len(film), len(LIMIT))
         for _ in range(ROUNDS):
+            place = self.places(thumb)  # of a blank mean film 0
             mean = thumbs(moved(thumb, place - place.mean(0))).mean((0, 1))
             self.mean_film.copy_(((mean + mean.flip(-1)) / 2).half())  # as an exported model has it
-            place = self.places(thumb)
 
     def forward(self, film: Tensor) -> Tensor:
         with torch.no_grad():

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -26,7 +25,7 @@ from pneumonia.training.classifier import Classifier
 from pneumonia.workflows.audit import write_audit
 from pneumonia.workflows.ending import ending, signal_of
 from pneumonia.workflows.evidence import after_training
-from pneumonia.workflows.films import Films, describe, films_of
+from pneumonia.workflows.films import Films, describe, films_of, stacked
 from pneumonia.workflows.pictures import draw_after, draw_before
 from pneumonia.workflows.predictions import predict, summarize, write_predictions
 from pneumonia.workflows.record import RunRecord, write_json
@@ -127,9 +126,8 @@ def build_classifier(config: TrainConfig, films: Films) -> Classifier:
     if config.unfreeze_epoch is not None and not isinstance(classifier.net, VGG):
         raise UserError(f"unfreeze_epoch={config.unfreeze_epoch}: only model=vgg16 has frozen blocks; leave it out.")
     if classifier.alignment is not None:
-        records = films.of("train")[:: math.ceil(len(films.of("train")) / FILMS)]
-        pixels = np.stack([films.pixels.read(row) for row in films.pixels.rows(records)])
-        classifier.alignment.learn(torch.from_numpy(pixels)[:, None])
+        some = films.of("train")[:: math.ceil(len(labels) / FILMS)]
+        classifier.alignment.learn(torch.from_numpy(stacked(films.pixels, some))[:, None])
     if config.compile:
         classifier.net.compile()  # in place: names in the checkpoint stay the same
     return classifier

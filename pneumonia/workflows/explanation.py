@@ -53,7 +53,7 @@ TOLERANCE = 0.05  # of a probability computed here against predictions.csv: othe
 class Sheet:
     """The films of one sheet with their maps [N, H, W], probabilities [N] and, of LIME, what it fitted.
 
-    averaged: the probabilities are of the mean over mirror images or crops, the maps of the whole film alone.
+    averaged: the probabilities are of the mean over views, the maps of the whole film alone.
     """
 
     films: list[Film]

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -60,7 +61,7 @@ def films_of(data: DataConfig, seed: int) -> Films:
         )
     split = split_by_patient(
         opened, data.val_fraction, seed, data.folds, data.fold, data.held_out, data.counterexamples,
-        lambda some: np.stack([pixels.read(row) for row in pixels.rows(some)]),
+        lambda some: stacked(pixels, some),
     )  # fmt: skip
     if data.counterexamples is not None:
         notes.append(
@@ -73,6 +74,11 @@ def films_of(data: DataConfig, seed: int) -> Films:
     if data.manifest:  # its own patient column may stand in for names that tell none
         understood = all(parse_name(Path(record.path).stem, "strict") for record in split)
     return Films(root, split, pixels, bad, notes, credit(data, understood))
+
+
+def stacked(pixels: FilmCache | FilmFiles, records: Sequence[Record]) -> np.ndarray:
+    """The pixels of some films, uint8 [N, S, S]."""
+    return np.stack([pixels.read(row) for row in pixels.rows(records)])
 
 
 def leaks(records: list[Record]) -> list[str]:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from pneumonia.training.alignment import Alignment, Slopes, moved, thumbs
+from pneumonia.training.alignment import LIMIT, Alignment, Slopes, moved, thumbs
 
 
 def films(count: int) -> Tensor:
@@ -54,6 +54,14 @@ def test_the_mean_film_is_its_own_mirror_image_and_the_same_for_films_in_another
     both = torch.stack([alignment.mean_film.flatten(), elsewhere.mean_film.flatten()])
     plain = torch.stack([alignment.mean_film.flatten(), thumbs(moved(films(8), place)).mean((0, 1)).flatten()])
     assert torch.corrcoef(both)[0, 1] > torch.corrcoef(plain)[0, 1]
+
+
+def test_places_stay_within_their_limit_and_an_export_keeps_the_mean_film() -> None:
+    alignment = taught()
+    noise = torch.randn(64, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    found = alignment.places(noise).abs()
+    assert (found <= torch.tensor(LIMIT)).all() and (found > 0.02).any(1).float().mean() > 0.5
+    assert torch.equal(alignment.mean_film, alignment.mean_film.half().float())
 
 
 def test_without_a_mean_film_and_blank_films_stay_as_they_are() -> None:

@@ -308,6 +308,19 @@ def test_the_aligned_view_counts_half_and_half_of_the_training_films_are_aligned
     torch.testing.assert_close(load_classifier(tmp_path / "x.ckpt")(film), by_hand)
 
 
+def test_training_aligns_what_mixing_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = classifier(aligned_view=True).train()
+    batch: Any = next(iter(batches()))
+    seen: list[torch.Tensor] = []
+    mixed = torch.full_like(batch["image"], 7).float()
+    monkeypatch.setattr(model.mix, "forward", lambda film, target: (mixed, target))
+    monkeypatch.setattr(model.alignment, "forward", lambda film: seen.append(film) or film + 50)
+    monkeypatch.setattr(model, "of_one_view", lambda film: seen.append(film) or film.mean((1, 2, 3)))
+    torch.manual_seed(0)
+    model.training_step(batch, 0)
+    assert seen[0] is mixed and set(seen[1].unique().tolist()) == {7.0, 57.0}
+
+
 COMPACT = {
     "_target_": "pneumonia.models.compact.compact", "stem": 4, "widths": [4], "blocks": [1], "dropout": 0.0,
     "image_size": 16,
