@@ -62,12 +62,12 @@ class Alignment(nn.Module):
         """thumb -> place, by the best of STARTS on half the pixels, then on all of them."""
         with torch.autocast(thumb.device.type, enabled=False):
             count, starts = len(thumb), len(self.starts)
-            small = Slopes.of(avg_pool2d(self.mean_film[None], 2)[0], self.held)
+            small = Slopes.of(avg_pool2d(self.mean_film[None], 2)[0], self.limit, self.held)
             many = avg_pool2d(thumb, 2).repeat_interleave(starts, 0)
-            found = small.climbed(many, self.starts.repeat(count, 1), self.limit, STEPS[0])
+            found = small.climbed(many, self.starts.repeat(count, 1), STEPS[0])
             best = small.likeness(many, found).view(count, starts).argmax(1)
             chosen = found.view(count, starts, -1).gather(1, best.view(-1, 1, 1).expand(-1, 1, len(self.limit)))[:, 0]
-            return Slopes.of(self.mean_film, self.held).climbed(thumb, chosen, self.limit, STEPS[1])
+            return Slopes.of(self.mean_film, self.limit, self.held).climbed(thumb, chosen, STEPS[1])
 
 
 def thumbs(film: Tensor) -> Tensor:
@@ -81,19 +81,20 @@ def thumbs(film: Tensor) -> Tensor:
 class Slopes:
     """A mean film over its D pixels, and what a difference from it tells of the place.
 
-    mean     [D] of length 1; seen: [D], 1 where pixels have a say; held: [5]
+    mean     [D] of length 1; seen: [D], 1 where pixels have a say; limit, held: [5]
     change   [5, D]: by each part of a place, exposure and contrast left out
     inverse  [5, 5]: of the curvature, by which a step is as long as the slope asks for
     """
 
     mean: Tensor
     seen: Tensor
+    limit: Tensor
     held: Tensor
     change: Tensor
     inverse: Tensor
 
     @classmethod
-    def of(cls, mean_film: Tensor, held: Tensor) -> "Slopes":
+    def of(cls, mean_film: Tensor, limit: Tensor, held: Tensor) -> "Slopes":
         """From a mean film [side, side]."""
         side = mean_film.shape[-1]
         centre = (torch.arange(side, device=mean_film.device) + 0.5) / side * 2 - 1
@@ -105,17 +106,17 @@ class Slopes:
         change = change - (change @ seen / seen.sum())[:, None] * seen
         change = change - (change @ mean)[:, None] * mean
         curvature = change @ change.T + torch.diag(2 * held + 1e-3)
-        return cls(mean, seen, held, change, torch.linalg.inv_ex(curvature).inverse)  # plain inv would wait for a GPU
+        return cls(mean, seen, limit, held, change, torch.linalg.inv_ex(curvature).inverse)  # inv would wait for a GPU
 
     def looked(self, thumb: Tensor, place: Tensor) -> Tensor:
         """[N, D] of length 1: the films where `place` puts them."""
         return levelled(moved(thumb, place).flatten(1), self.seen)[0]
 
-    def climbed(self, thumb: Tensor, place: Tensor, limit: Tensor, steps: int) -> Tensor:
-        """The place after so many steps from `place`, within `limit` [5] either way."""
+    def climbed(self, thumb: Tensor, place: Tensor, steps: int) -> Tensor:
+        """The place after so many steps from `place`, within `limit` either way."""
         for _ in range(steps):
             slope = (self.looked(thumb, place) - self.mean) @ self.change.T + 2 * self.held * place
-            place = (place - slope @ self.inverse).clamp(-limit, limit)
+            place = (place - slope @ self.inverse).clamp(-self.limit, self.limit)
         return place
 
     def likeness(self, thumb: Tensor, place: Tensor) -> Tensor:
