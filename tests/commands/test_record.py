@@ -18,7 +18,6 @@ RECORD = (
     "experiment=record", "data.image_size=32", "data.batch_size=8", "trainer=cpu", "data.held_out=IM-0004*",
     "model.widths=[8,16]", "model.blocks=[1,1]", "model.stem=8", "optimizer.lr=0.02",
     "augment=none", "mixup=0", "border_out=0", "lungs_out=0", "border_swap=0",
-    "aligned_view=true",  # the recipe leaves it out
 )  # fmt: skip
 
 
