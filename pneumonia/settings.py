@@ -176,7 +176,6 @@ class TrainConfig:
     label_smoothing: float = MISSING
     mixup: float = MISSING
     cutmix: float = MISSING
-    unmixed_end: float = MISSING
     border_out: float = MISSING
     lungs_out: float = MISSING
     border_swap: float = MISSING
@@ -186,7 +185,6 @@ class TrainConfig:
     flip_average: bool = MISSING
     crop_average: bool = MISSING
     aligned_view: bool = MISSING
-    local_view: bool = MISSING
     gradient_clip: float | None = None
     unfreeze_epoch: int | None = None
     test: bool = MISSING
@@ -204,15 +202,12 @@ class TrainConfig:
             one_of("stop_on", self.stop_on, OBJECTIVES)
         one_of("balance", self.balance, ("none", "weighted_loss", "weighted_sampler", "counterexamples"))
         one_of("standardize", self.standardize, ("none", "centre", "local"))
-        if self.local_view and self.standardize == "local":
-            raise UserError("local_view=true adds what standardize=local has alone: type standardize=centre or none.")
         in_range("seed", self.seed, 0, 2**31)
         in_range("epochs", self.epochs, 1)
         in_range("patience", self.patience, 0)
         in_range("label_smoothing", self.label_smoothing, 0, 0.5)
         in_range("mixup", self.mixup, 0, 10)
         in_range("cutmix", self.cutmix, 0, 10)
-        in_range("unmixed_end", self.unmixed_end, 0, 1)
         in_range("border_out", self.border_out, 0, 0.5)
         in_range("lungs_out", self.lungs_out, 0, 0.5)
         in_range("border_swap", self.border_swap, 0, 1)

@@ -26,8 +26,7 @@ class Mix(nn.Module):
     border_swap share of the batch whose border is another film's, its target kept: something is around the lungs, but
                tells nothing of them (backgrounds "mixed at random", Xiao et al. 2021, arXiv:2006.09994, as training).
                It is the film two before in the batch: with the one before, mixup blends a film and its target.
-    The last three take different films: their shares make at most 1. Where it is not `blended` mixup and cutmix rest.
-    Every draw is from torch's global generator.
+    The last three take different films: their shares make at most 1. Every draw is from torch's global generator.
     """
 
     def __init__(
@@ -46,12 +45,12 @@ class Mix(nn.Module):
             self.mixers += [MixUp(alpha=mixup, num_classes=2)] if mixup else []
             self.mixers += [CutMix(alpha=cutmix, num_classes=2)] if cutmix else []
 
-    def forward(self, film: Tensor, target: Tensor, blended: bool = True) -> tuple[Tensor, Tensor]:
+    def forward(self, film: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         film = film.float()
         if self.random_conv:
             seen = torch.rand(len(film), device=film.device) < self.random_conv
             film = torch.where(seen.view(-1, 1, 1, 1), through_random_filters(film), film)
-        if self.mixers and blended:
+        if self.mixers:
             mixer = self.mixers[int(torch.randint(len(self.mixers), ()))]
             film, both = mixer(film, target.long())
             target = both[:, 1]

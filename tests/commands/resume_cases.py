@@ -26,7 +26,6 @@ SETTINGS = (
     "model.dropout=0.3",
     "augment=strong",
     "mixup=0.2",
-    "unmixed_end=0.25",
     "ema=0.9",
     "deterministic=true",
 )

@@ -308,46 +308,12 @@ def test_the_aligned_view_counts_half_and_half_of_the_training_films_are_aligned
     torch.testing.assert_close(load_classifier(tmp_path / "x.ckpt")(film), by_hand)
 
 
-def test_the_local_view_counts_half_and_half_of_the_training_films_are_seen_so(tmp_path: Path) -> None:
-    settings = {"model": CNN | {"dropout": 0.0}, "flip_average": True, "crop_average": True}
-    centre, local = (classifier(**settings, standardize=name) for name in ("centre", "local"))
-    both = classifier(**settings, standardize="centre", local_view=True)
-    film = next(iter(batches()))["image"]
-    by_hand = (centre.eval()(film) + local.eval()(film)) / 2
-    torch.testing.assert_close(both.eval()(film), by_hand)
-    assert not torch.allclose(centre(film), local(film), atol=1e-3)
-    many = film[:1].expand(64, -1, -1, -1)
-    logit = both.train()(many)
-    near = [(logit - one.train()(many)).abs() < 1e-5 for one in (centre, local)]
-    assert torch.equal(near[0], ~near[1]) and 20 < near[1].sum() < 44
-    torch.save({"hyper_parameters": dict(both.hparams), "state_dict": both.state_dict()}, tmp_path / "x.ckpt")
-    torch.testing.assert_close(load_classifier(tmp_path / "x.ckpt")(film), by_hand)
-
-
-def test_the_last_epochs_have_no_blends_and_mix_the_rest_as_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = classifier(blended_epochs=2, mixing={"mixup": 1.0, "lungs_out": 0.5})
-    seen: list[tuple[int, torch.Tensor]] = []
-    mix = model.mix.forward
-
-    def watched(film: torch.Tensor, target: torch.Tensor, blended: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        mixed = mix(film, target, blended)
-        seen.append((model.current_epoch, mixed[1]))
-        return mixed
-
-    monkeypatch.setattr(model.mix, "forward", watched)
-    trainer(tmp_path, epochs=3).fit(model, batches(), batches())
-    values = [torch.cat([target for at, target in seen if at == epoch]).unique().tolist() for epoch in range(3)]
-    assert values[2] == [0, 0.5, 1] and all(len(value) > 3 for value in values[:2])
-
-
 def test_training_aligns_what_mixing_returned(monkeypatch: pytest.MonkeyPatch) -> None:
     model = classifier(aligned_view=True).train()
     batch: Any = next(iter(batches()))
     seen: list[torch.Tensor] = []
     mixed = torch.full_like(batch["image"], 7).float()
-    monkeypatch.setattr(model.mix, "forward", lambda film, target, blended: (mixed, target))
+    monkeypatch.setattr(model.mix, "forward", lambda film, target: (mixed, target))
     monkeypatch.setattr(model.alignment, "forward", lambda film: seen.append(film) or film + 50)
     monkeypatch.setattr(model, "of_one_view", lambda film: seen.append(film) or film.mean((1, 2, 3)))
     torch.manual_seed(0)
