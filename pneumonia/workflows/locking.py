@@ -11,7 +11,7 @@ from scipy.special import logit
 
 from pneumonia.evaluation.calibration import calibrate, fit_platt, fit_temperature
 from pneumonia.evaluation.checks import Floats, Ints
-from pneumonia.evaluation.operating_point import choose_threshold
+from pneumonia.evaluation.operating_point import choose_pooled
 from pneumonia.settings import OperatingPointConfig, UserError
 from pneumonia.workflows.sources import Source, read_predictions, read_run, to_logit
 from pneumonia.workflows.stressed import needed_stress, same_stress
@@ -44,19 +44,18 @@ def lock(source: Source, rule: OperatingPointConfig, calibration: str) -> Locked
         why = "0.5" if source.threshold is None else "the threshold that the films were predicted with"
         told |= {"rule": None, "chosen_on": None, "reason": f"no validation films here: {why} is used"}
         return locked(threshold, None, told)
-    label, score, raw = seen(judges, rule.stressed)
-    n = sum(judge.splits["val"].films.label.size for judge in judges)
+    label, shown, raw = seen(judges, rule.stressed)
     if rule.runs:
         told["judges"] = [hashlib.sha256(judge.file.read_bytes()).hexdigest() for judge in judges]
-    told["corruptions"] = label.size // n - 1
+    told["corruptions"] = len(shown) - 1
     if 0 < label.sum() < label.size:
-        chosen = choose_threshold(label, score, rule.rule, rule.minimum, rule.cost_ratio)  # type: ignore[arg-type]  # a str
-        threshold = chosen.threshold
-        told |= {"chosen_on": "val", "n": n, "reason": ""}
+        threshold = choose_pooled(label, shown, rule.rule, rule.minimum, rule.cost_ratio).threshold
+        told |= {"chosen_on": "val", "n": label.size, "reason": ""}
     else:
         threshold = 0.5
         told |= {"rule": None, "chosen_on": None, "reason": "validation has one class only: 0.5 is used"}
-    fitted = fit_platt(label, raw) if calibration == "platt" else fit_temperature(label, raw)
+    often = np.tile(label, len(shown))
+    fitted = fit_platt(often, raw) if calibration == "platt" else fit_temperature(often, raw)
     if fitted is None:
         told["temperature_reason"] = f"no finite {SAID[calibration]} best on validation: probabilities stay as they are"
     return locked(threshold, fitted, told)
@@ -113,17 +112,15 @@ def judge_of(name: str) -> Source:
     return source
 
 
-def seen(judges: list[Source], stressed: bool) -> tuple[Ints, Floats, Floats]:
-    """Label, probability and logit [N] of the validation films of all `judges`; under stress each as often as seen."""
-    label, score, raw = [], [], []
+def seen(judges: list[Source], stressed: bool) -> tuple[Ints, list[Floats], Floats]:
+    """(label [N], probability [N] for each way of seeing them, logit [ways * N]) of the validation films of all
+    `judges`: as they are or, under stress, in that way and then under each corruption."""
     under = {
         str(judge.file): needed_stress(judge) if stressed else {"as_is": judge.splits["val"].films.probability}
         for judge in judges
     }
     same_stress(under)
-    for judge, shown in zip(judges, under.values(), strict=True):
-        val, ways = judge.splits["val"], list(shown.values())
-        label.append(np.tile(val.films.label, len(ways)))
-        score.append(np.concatenate(ways))
-        raw.append(to_logit(score[-1]) if stressed else val.logit)
-    return np.concatenate(label), np.concatenate(score), np.concatenate(raw)
+    names = next(iter(under.values()))
+    shown = [np.concatenate([ways[name] for ways in under.values()]) for name in names]
+    raw = to_logit(np.concatenate(shown)) if stressed else np.concatenate([j.splits["val"].logit for j in judges])
+    return np.concatenate([judge.splits["val"].films.label for judge in judges]), shown, raw
