@@ -208,7 +208,14 @@ def test_trials_at_once_end_as_trials_in_turn(phantoms: Path, tmp_path: Path, la
 
 @pytest.mark.slow
 def test_a_killed_sweep_of_trials_at_once_leaves_no_process_and_goes_on(phantoms: Path, tmp_path: Path) -> None:
-    typed = ("trainer=cpu", "data.image_size=32", "epochs=40", "seed=1,2,3", "hydra/launcher=joblib")
+    typed = (
+        "trainer=cpu",
+        "data.image_size=32",
+        "epochs=40",
+        "seed=1,2,3",
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2",
+    )
     sweep = tmp_path / "sweep"
     started = start_sweep(phantoms, sweep, *typed)
     end = time.monotonic() + 100
