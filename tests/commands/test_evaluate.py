@@ -147,6 +147,25 @@ def test_platt_scaling_mends_a_level_that_a_temperature_cannot(command: Command,
     assert "Platt scaling fitted on validation" in (run / "report.html").read_text()
 
 
+def test_the_page_says_how_sure_the_model_is(command: Command, tmp_path: Path) -> None:
+    rows = rows_of()
+    val = [row for row in rows if row["split"] == "val"]
+    honest = fit_temperature(np.array([row["label"] for row in val]), np.array([row["logit"] for row in val]))
+    assert honest is not None
+    for temperature, said in (
+        (2, "too sure of itself"),
+        (1.04, "about as sure as it may be"),
+        (0.5, "not sure enough"),
+    ):
+        scale = temperature / honest
+        scaled = [
+            row | {"logit": row["logit"] * scale, "probability": float(expit(row["logit"] * scale))} for row in rows
+        ]
+        run = make_run(tmp_path / str(temperature), scaled)
+        command("evaluate", f"run={run}", QUICK)
+        assert f"temperature {temperature:.3f} (the model is {said})" in (run / "report.html").read_text()
+
+
 def test_a_choice_that_a_later_call_undoes_is_told(
     command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
