@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from scipy.special import expit
 
 COLUMNS = ("path", "patient", "subtype", "label", "split", "logit", "probability")
 FIELDS = ("path", "label", "patient", "subtype", "split", "width", "height", "mode", "bytes", "sha256")
@@ -31,10 +32,15 @@ def rows_of(seed: int = 0, shift: float = 0.0, val: int = 120, test: int = 80, f
                     "label": label,
                     "split": split,
                     "logit": logit,
-                    "probability": float(f"{1 / (1 + np.exp(-logit)):.6g}"),
+                    "probability": float(f"{expit(logit):.6g}"),
                 }
             )
     return rows
+
+
+def with_logit(row: dict, logit: float) -> dict:
+    """The same film with another prediction."""
+    return row | {"logit": logit, "probability": float(f"{expit(logit):.6g}")}
 
 
 def records_of(rows: list[dict]) -> list[dict]:

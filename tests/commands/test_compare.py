@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_runs import COLUMNS, make_run, records_of, rows_of, write_table
+from made_runs import COLUMNS, make_run, records_of, rows_of, with_logit, write_table
 from sklearn.metrics import roc_auc_score
 
 Command = Callable[..., None]
@@ -22,8 +22,7 @@ def sweep(tmp_path: Path) -> Path:
     """Three runs over the same films; number 2 sees best."""
     for seed in (0, 1):
         make_run(tmp_path / "sweep" / str(seed), rows_of(seed), seed=seed)
-    better = [row | {"logit": row["logit"] + 1.5 * (2 * row["label"] - 1)} for row in rows_of(2)]
-    better = [row | {"probability": 1 / (1 + np.exp(-row["logit"]))} for row in better]
+    better = [with_logit(row, row["logit"] + 1.5 * (2 * row["label"] - 1)) for row in rows_of(2)]
     make_run(tmp_path / "sweep" / "2", better, seed=2)
     return tmp_path / "sweep"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_runs import COLUMNS, FIELDS, make_run, records_of, rows_of, write_table
+from made_runs import COLUMNS, FIELDS, make_run, records_of, rows_of, with_logit, write_table
 from scipy.special import expit
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, average_precision_score, brier_score_loss, matthews_corrcoef, roc_auc_score
@@ -133,7 +133,7 @@ def test_the_validation_of_other_runs_chooses_for_a_run_and_its_own_has_no_say(
 
 
 def test_platt_scaling_mends_a_level_that_a_temperature_cannot(command: Command, tmp_path: Path) -> None:
-    rows = [row | {"logit": row["logit"] + 2, "probability": float(expit(row["logit"] + 2))} for row in rows_of()]
+    rows = [with_logit(row, row["logit"] + 2) for row in rows_of()]
     run = make_run(tmp_path / "run", rows)
     figures = {}
     for calibration in ("temperature", "platt"):
@@ -157,10 +157,7 @@ def test_the_page_says_how_sure_the_model_is(command: Command, tmp_path: Path) -
         (1.04, "about as sure as it may be"),
         (0.5, "not sure enough"),
     ):
-        scale = temperature / honest
-        scaled = [
-            row | {"logit": row["logit"] * scale, "probability": float(expit(row["logit"] * scale))} for row in rows
-        ]
+        scaled = [with_logit(row, row["logit"] * temperature / honest) for row in rows]
         run = make_run(tmp_path / str(temperature), scaled)
         command("evaluate", f"run={run}", QUICK)
         assert f"temperature {temperature:.3f} (the model is {said})" in (run / "report.html").read_text()
@@ -477,8 +474,7 @@ def test_sheets_that_cannot_be_shown_are_left_out_with_a_reason(
 
 
 def test_a_perfect_ranking_is_not_certain(command: Command, tmp_path: Path) -> None:
-    rows = [row | {"logit": 3 * row["label"] - 1.5} for row in rows_of()]
-    run = make_run(tmp_path / "run", [row | {"probability": float(f"{expit(row['logit']):.6g}")} for row in rows])
+    run = make_run(tmp_path / "run", [with_logit(row, 3 * row["label"] - 1.5) for row in rows_of()])
     command("evaluate", f"run={run}", QUICK)
     found = evidence_of(run)["splits"]["test"]
     low, high = found["metrics"]["auroc"]["interval"]
