@@ -185,6 +185,7 @@ class TrainConfig:
     flip_average: bool = MISSING
     crop_average: bool = MISSING
     aligned_view: bool = MISSING
+    blurred_views: float = MISSING
     gradient_clip: float | None = None
     unfreeze_epoch: int | None = None
     test: bool = MISSING
@@ -216,6 +217,7 @@ class TrainConfig:
             typed = " ".join(f"{name}={share}" for name, share in shares.items())
             raise UserError(f"{typed}: expected shares of one batch, at most 1 in all; type smaller ones.")
         in_range("random_conv", self.random_conv, 0, 1)
+        in_range("blurred_views", self.blurred_views, 0, 0.05)
         in_range("ema", self.ema, 0, 0.99999, open_low=True)
         in_range("gradient_clip", self.gradient_clip, 0, open_low=True)
         in_range("unfreeze_epoch", self.unfreeze_epoch, 0)

@@ -23,7 +23,7 @@ from pneumonia.settings import named_standardize
 from pneumonia.training.alignment import Alignment
 from pneumonia.training.mixing import Mix
 from pneumonia.training.schedules import Factor
-from pneumonia.training.views import KEPT, STANDARDIZE, middle
+from pneumonia.training.views import KEPT, STANDARDIZE, blurred, middle
 
 NEITHER = -1  # a label that no metric counts
 
@@ -50,6 +50,7 @@ class Classifier(L.LightningModule):
         flip_average: bool = False,
         crop_average: bool = False,
         aligned_view: bool = False,
+        blurred_views: float = 0.0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -63,6 +64,7 @@ class Classifier(L.LightningModule):
         self.standardized = STANDARDIZE[named_standardize(standardize)]
         self.flip_average = flip_average
         self.crop_average = crop_average
+        self.blurred_views = blurred_views
         self.alignment = Alignment() if aligned_view else None
         self.build_optimizer()  # settings that don't fit are told before the films are touched
         self.build_factor(1, 1)
@@ -86,12 +88,17 @@ class Classifier(L.LightningModule):
     def forward(self, film: Tensor) -> Tensor:
         """uint8 [N, 1, S, S] -> logit float32 [N]; outside training with `crop_average` the mean logit of each film's
         middles (views.KEPT), with `flip_average` of each film and its mirror image, with both of all six; with
-        `aligned_view` the mean of that and the logit of the aligned film."""
+        `aligned_view` the mean of that and the logit of the aligned film; all of the film as `predicted` has it."""
         if self.training:
             return self.of_one_view(film)
+        film = self.predicted(film)
         middles = [middle(film, kept) for kept in KEPT] if self.crop_average else [film]
         logit = torch.stack([self.of_one_view(view) for view in middles]).mean(0)
         return logit if self.alignment is None else (logit + self.of_one_view(self.alignment(film))) / 2
+
+    def predicted(self, film: Tensor) -> Tensor:
+        """Grey [N, 1, S, S] from 0 to 255 -> the same as predictions see it, with `blurred_views` blurred."""
+        return blurred(film, self.blurred_views) if self.blurred_views else film
 
     def of_one_view(self, film: Tensor) -> Tensor:
         """Grey [N, 1, S, S] from 0 to 255 -> logit float32 [N]; with `flip_average` the mean outside training."""

@@ -1,10 +1,12 @@
-"""What of a film the net is shown: its grey values standardised, and at test time its middle in several sizes."""
+"""What of a film the net is shown: grey values standardised; at test time less noise, its middle in several sizes."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d, interpolate, pad
+from torchvision.transforms.v2.functional import gaussian_blur
 
 from pneumonia.training.mixing import BORDER
 
@@ -66,6 +68,13 @@ def in_range(grey: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 STANDARDIZE: dict[str, Callable[[Tensor], Tensor]] = {"none": as_it_is, "centre": by_centre, "local": by_surroundings}
+
+
+def blurred(film: Tensor, share: float) -> Tensor:
+    """Grey [N, 1, S, S] -> float of the same shape, under a Gaussian with `share` of the height as deviation."""
+    sigma = share * film.shape[-2]
+    with torch.autocast(film.device.type, enabled=False):  # else a convolution: grey values in bfloat16
+        return gaussian_blur(film.float(), [2 * math.ceil(4 * sigma) + 1] * 2, [sigma] * 2)
 
 
 def middle(film: Tensor, kept: float) -> Tensor:

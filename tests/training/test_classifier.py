@@ -30,7 +30,7 @@ from pneumonia.training.callbacks import (
 )
 from pneumonia.training.checkpoint import AtomicCheckpointIO, load_classifier
 from pneumonia.training.classifier import Classifier, Mean, parameter_groups
-from pneumonia.training.views import KEPT, middle
+from pneumonia.training.views import KEPT, blurred, middle
 
 CNN = {"_target_": "pneumonia.models.cnn.cnn", "blocks": [[4]], "dense": [8], "dropout": 0.5, "image_size": 16}
 ADAM = {"_target_": "torch.optim.Adam", "lr": 0.01, "weight_decay": 0.1}
@@ -290,6 +290,21 @@ def test_the_crop_average_is_the_mean_logit_of_three_middles_outside_training_an
     assert not torch.allclose(averaged(film), plain(film))
     torch.testing.assert_close(averaged.of_one_view(film), plain(film))
     torch.testing.assert_close(averaged.train()(film), plain.train()(film))
+
+
+def test_blurred_views_are_all_views_of_a_prediction_and_none_of_training_and_validation() -> None:
+    plain, denoised = (
+        classifier(model=CNN | {"dropout": 0.0}, crop_average=True, aligned_view=True, blurred_views=share)
+        for share in (0.0, 0.05)
+    )
+    film = next(iter(batches()))["image"]
+    for model in (plain, denoised):
+        assert model.alignment is not None
+        model.alignment.learn(film)
+    torch.testing.assert_close(denoised.eval()(film), plain.eval()(blurred(film, 0.05)))
+    assert not torch.allclose(denoised(film), plain(film))
+    torch.testing.assert_close(denoised.of_one_view(film), plain.of_one_view(film))
+    torch.testing.assert_close(denoised.train()(film), plain.train()(film))
 
 
 def test_the_aligned_view_counts_half_and_half_of_the_training_films_are_aligned(tmp_path: Path) -> None:

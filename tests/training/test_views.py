@@ -1,8 +1,9 @@
-"""What of a film the net is shown: standardised grey values, and its middle."""
+"""What of a film the net is shown: standardised grey values, less noise, and its middle."""
 
+import cv2
 import torch
 
-from pneumonia.training.views import by_centre, by_surroundings, middle
+from pneumonia.training.views import blurred, by_centre, by_surroundings, middle
 
 
 def test_by_the_centre_of_each_film_in_range_and_finite_on_a_blank_one() -> None:
@@ -52,3 +53,11 @@ def test_the_middle_is_drawn_out_in_height_alone_and_the_whole_of_a_film_is_itse
     drawn = middle(film, 0.5)[0, 0]
     assert drawn[20:44, 26:38].min() == 200  # 16 rows became 32
     assert drawn[:15].max() == drawn[49:].max() == drawn[:, :24].max() == drawn[:, 40:].max() == 0
+
+
+def test_a_blur_is_a_share_of_the_height_and_keeps_greys_in_float32_under_autocast() -> None:
+    film = (255 * torch.rand(1, 1, 100, 80, generator=torch.Generator().manual_seed(0))).to(torch.uint8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        shown = blurred(film, 0.01)
+    by_hand = cv2.GaussianBlur(film[0, 0].float().numpy(), (9, 9), 1.0, borderType=cv2.BORDER_REFLECT_101)
+    torch.testing.assert_close(shown[0, 0], torch.from_numpy(by_hand), atol=0.01, rtol=0)
