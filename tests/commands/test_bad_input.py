@@ -54,6 +54,7 @@ def refused(command: Command, capsys: pytest.CaptureFixture[str], *arguments: st
         ("model.dropout=true", "expected a number"),
         ("trainer.devices=many", "trainer.devices=many: expected auto or a count"),
         ("gradient_clip=0", "gradient_clip=0.0: expected a number > 0"),
+        ("blurred_views=6", "blurred_views=6.0: expected a number >= 0 and <= 0.05"),
         ("seed", "seed: expected key=value"),
         ("--seed=1", "--seed=1: there is no such flag"),
         ("data.phantoms=41", "expected an even number"),

@@ -159,6 +159,19 @@ def test_images_go_through_the_run_s_own_preprocessing(
         assert np.array_equal(film, read_film(Path(str(path)), 32, "pad"))
 
 
+def test_what_is_explained_is_the_film_as_predictions_see_it(finished: Path) -> None:
+    from pneumonia.training.views import blurred
+    from pneumonia.workflows.explanation import images_of
+    from pneumonia.workflows.selection import Film
+
+    classifier = load_classifier(finished / "checkpoints" / "best.ckpt").eval()
+    classifier.blurred_views = 0.02
+    grey = np.random.default_rng(0).integers(0, 256, (32, 32)).astype(np.uint8)
+    shown = images_of([Film("a.png", "a", "", None, None, grey)], classifier)
+    by_hand = blurred(torch.from_numpy(grey)[None, None], 0.02) / 255
+    torch.testing.assert_close(shown, by_hand.expand(1, 3, 32, 32))
+
+
 def test_the_footnote_counts_the_superpixels() -> None:
     from pneumonia.attribution.superpixel import Explanation
     from pneumonia.workflows.explanation import strongest
