@@ -92,7 +92,8 @@ def retoned(film: Tensor) -> Tensor:
 
 def quantiles(film: Tensor) -> Tensor:
     """uint8 [N, 1, S, S] -> LEVELS quantiles of each centre from its darkest to its lightest, float [N, LEVELS]."""
-    ranked = film[:, 0, centre_of(film)].sort(1).values
+    rows, columns = inner(film)
+    ranked = film[:, 0, rows, columns].flatten(1).sort(1).values
     places = torch.linspace(0, ranked.shape[1] - 1, LEVELS, device=film.device).round().long()
     return ranked[:, places].float().contiguous()
 
@@ -120,6 +121,11 @@ def framed_by(film: Tensor, other: Tensor) -> Tensor:
 def centre_of(film: Tensor) -> Tensor:
     """bool [S, S]: what is no border of films [N, 1, S, S]."""
     centre = torch.zeros(film.shape[-2:], dtype=torch.bool, device=film.device)
-    rows, columns = (slice(round(BORDER * side), side - round(BORDER * side)) for side in film.shape[-2:])
-    centre[rows, columns] = True
+    centre[inner(film)] = True
     return centre
+
+
+def inner(film: Tensor) -> tuple[slice, slice]:
+    """The rows and columns of films [N, 1, S, S] that are no border."""
+    rows, columns = (slice(round(BORDER * side), side - round(BORDER * side)) for side in film.shape[-2:])
+    return rows, columns
