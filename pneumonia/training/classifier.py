@@ -88,15 +88,15 @@ class Classifier(L.LightningModule):
     def forward(self, film: Tensor) -> Tensor:
         """uint8 [N, 1, S, S] -> logit float32 [N]; outside training with `crop_average` the mean logit of each film's
         middles (views.KEPT), with `flip_average` of each film and its mirror image, with both of all six; with
-        `aligned_view` the mean of that and the logit of the aligned film; all of the film as `predicted` has it."""
+        `aligned_view` the mean of that and the logit of the aligned film; all of the film as `as_predicted` has it."""
         if self.training:
             return self.of_one_view(film)
-        film = self.predicted(film)
+        film = self.as_predicted(film)
         middles = [middle(film, kept) for kept in KEPT] if self.crop_average else [film]
         logit = torch.stack([self.of_one_view(view) for view in middles]).mean(0)
         return logit if self.alignment is None else (logit + self.of_one_view(self.alignment(film))) / 2
 
-    def predicted(self, film: Tensor) -> Tensor:
+    def as_predicted(self, film: Tensor) -> Tensor:
         """Grey [N, 1, S, S] from 0 to 255 -> the same as predictions see it, with `blurred_views` blurred."""
         return blurred(film, self.blurred_views) if self.blurred_views else film
 

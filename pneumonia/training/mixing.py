@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv2d, pad
+from torchvision.transforms.v2 import CutMix, MixUp
 
 BORDER = 0.15  # share of each side that is border, as in the shortcut audit
 KERNELS = (1, 3, 5, 7)  # pixels a side
@@ -46,8 +47,6 @@ class Mix(nn.Module):
         self.tone_swap = tone_swap
         self.mixers: list[nn.Module] = []
         if mixup or cutmix:
-            from torchvision.transforms.v2 import CutMix, MixUp  # half a second that other trainings need not wait for
-
             self.mixers += [MixUp(alpha=mixup, num_classes=2)] if mixup else []
             self.mixers += [CutMix(alpha=cutmix, num_classes=2)] if cutmix else []
 

@@ -150,7 +150,7 @@ def grey_of(films: list[Film], classifier: Classifier) -> Tensor:
 
 def images_of(films: list[Film], classifier: Classifier) -> Tensor:
     """Films as the net takes them in a prediction, float [N, 3, S, S] in [0, 1] on its device."""
-    return classifier.images(classifier.predicted(grey_of(films, classifier))).contiguous()
+    return classifier.images(classifier.as_predicted(grey_of(films, classifier))).contiguous()
 
 
 def explained(method: Method, classifier: Classifier, films: list[Film], request: Request) -> Sheet:
