@@ -46,9 +46,8 @@ class Mix(nn.Module):
         self.border_swap = border_swap
         self.tone_swap = tone_swap
         self.mixers: list[nn.Module] = []
-        if mixup or cutmix:
-            self.mixers += [MixUp(alpha=mixup, num_classes=2)] if mixup else []
-            self.mixers += [CutMix(alpha=cutmix, num_classes=2)] if cutmix else []
+        self.mixers += [MixUp(alpha=mixup, num_classes=2)] if mixup else []
+        self.mixers += [CutMix(alpha=cutmix, num_classes=2)] if cutmix else []
 
     def forward(self, film: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         if self.tone_swap:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d, interpolate, pad
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from pneumonia.training.mixing import BORDER
+from pneumonia.training.mixing import inner
 
 KEPT = (0.87, 0.77, 0.69)  # shares of the height; a series of films that no net had seen was told apart better in them
 WINDOW = 0.5  # share of the side that counts as a pixel's surroundings
@@ -27,8 +27,8 @@ def by_centre(grey: Tensor) -> Tensor:
     What differs between machines by exposure and contrast is gone. The margins have no say: a white frame or a black
     page changes nothing within. A blank film becomes 1/2.
     """
-    height, width = (round(BORDER * side) for side in grey.shape[-2:])
-    centre = grey[:, :, height : grey.shape[-2] - height, width : grey.shape[-1] - width]
+    rows, columns = inner(grey)
+    centre = grey[:, :, rows, columns]
     mean = centre.mean((1, 2, 3), keepdim=True)
     std = centre.std((1, 2, 3), correction=0, keepdim=True).clamp(min=1e-3)
     return in_range(grey, mean, std)
