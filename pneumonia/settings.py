@@ -179,7 +179,6 @@ class TrainConfig:
     border_out: float = MISSING
     lungs_out: float = MISSING
     border_swap: float = MISSING
-    tone_swap: float = MISSING
     random_conv: float = MISSING
     ema: float | None = None
     standardize: str = MISSING
@@ -217,7 +216,6 @@ class TrainConfig:
         if sum(shares.values()) > 1:
             typed = " ".join(f"{name}={share}" for name, share in shares.items())
             raise UserError(f"{typed}: expected shares of one batch, at most 1 in all; type smaller ones.")
-        in_range("tone_swap", self.tone_swap, 0, 1)
         in_range("random_conv", self.random_conv, 0, 1)
         in_range("blurred_views", self.blurred_views, 0, 0.05)
         in_range("ema", self.ema, 0, 0.99999, open_low=True)

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 SPLIT = (
     "batch_size", "image_size", "resize", "val_fraction", "folds", "fold", "held_out", "counterexamples", "patient_key",
 )  # fmt: skip
-MIXED = ("mixup", "cutmix", "border_out", "lungs_out", "random_conv", "border_swap", "tone_swap")
+MIXED = ("mixup", "cutmix", "border_out", "lungs_out", "random_conv", "border_swap")
 # settings that make no other model
 HOW = ("test", "deterministic", "compile", "cuda_graphs", "resume", "force", "retry_failed")
 

@@ -96,25 +96,6 @@ def test_a_swapped_border_tells_nothing_of_the_target_though_films_are_blended()
     assert torch.corrcoef(torch.stack([border, mixed_target]))[0, 1].abs() < 0.03
 
 
-def test_a_share_gets_another_films_tones_and_keeps_what_is_light_beside_what() -> None:
-    film, target = batch(400, 40)
-    own = torch.linspace(0.2, 1, 400)[torch.randperm(400, generator=torch.Generator().manual_seed(0))]
-    film = (film.float() * own.view(-1, 1, 1, 1)).round().byte()  # each has tones of its own
-    torch.manual_seed(0)
-    mixed, mixed_target = Mix(tone_swap=0.4)(film, target)
-    other = film.roll(3, 0).float()
-    swapped = (mixed != film.float()).flatten(1).any(1)
-    assert swapped.float().mean() == pytest.approx(0.4, abs=0.06) and torch.equal(mixed_target, target)
-    inner = slice(6, -6)
-    tones = mixed[swapped][:, 0, inner, inner].flatten(1).sort(1).values
-    torch.testing.assert_close(tones, other[swapped][:, 0, inner, inner].flatten(1).sort(1).values, atol=10, rtol=0)
-    for before, after in zip(film[swapped][:9, 0].float(), mixed[swapped][:9, 0], strict=True):
-        order = before[inner, inner].flatten().argsort()
-        assert (after[inner, inner].flatten()[order].diff() >= -1e-3).all()  # a rising curve
-    blank = torch.full_like(film, 7)
-    assert torch.equal(Mix(tone_swap=1.0)(blank, target)[0], blank.float())
-
-
 def test_a_share_is_seen_through_filters_of_their_own_and_keeps_its_tone() -> None:
     """Smooth films, alike but for their places in the batch: the filtered ones differ from each other, too."""
     ramp = torch.linspace(60, 190, 40)
