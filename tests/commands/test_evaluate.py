@@ -278,6 +278,7 @@ def test_a_film_named_like_a_script_stays_text(command: Command, tmp_path: Path)
     page = Tags((run / "report.html").read_text())
     assert evil in page.text and "alert(2)" in page.text
     assert not {"script", "b", "i"} & {tag for tag, _ in page.tags if tag != "b"}
+    assert "wbr" in {tag for tag, _ in page.tags}  # a long name breaks at its joints
     outside_code = [line for line in (run / "report.md").read_text().splitlines() if not line.startswith("    ")]
     assert not [line for line in outside_code if "<" in line]
 
