@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from pneumonia.report.figures import (
     CLASS_COLOURS,
@@ -30,6 +30,8 @@ from pneumonia.report.figures import (
 DPI = 110
 LINES = ("#0072B2", "#D55E00", "#009E73", *OTHER_COLOURS[:3], "#000000")
 STYLES = ("-", "--", ":", "-.")
+ENLARGED = 4  # pixels a side for one of a corner
+FRAME = "#E69F00"
 
 
 def inline(figure: Figure) -> str:
@@ -42,6 +44,16 @@ def inline(figure: Figure) -> str:
 def inline_film(film: Film) -> str:
     """A film uint8 [S, S] as a small JPEG data URI."""
     return jpeg_uri(Image.fromarray(film))
+
+
+def inline_framed(film: Film, part: tuple[slice, slice], place: tuple[int, int], size: tuple[int, int]) -> str:
+    """A part of a film uint8 [S, S] ENLARGED, with an orange frame around a window (top, left; height, width)."""
+    corner = [span.indices(side)[0] for span, side in zip(part, film.shape, strict=True)]
+    top, left = (at - start for at, start in zip(place, corner, strict=True))
+    picture = Image.fromarray(film[part].repeat(ENLARGED, 0).repeat(ENLARGED, 1)).convert("RGB")
+    box = [ENLARGED * at for at in (left, top, left + size[1], top + size[0])]
+    ImageDraw.Draw(picture).rectangle((box[0] - 2, box[1] - 2, box[2] + 1, box[3] + 1), outline=FRAME, width=2)
+    return jpeg_uri(picture)
 
 
 def inline_sheet(file: Path, width: int = 1100) -> str:

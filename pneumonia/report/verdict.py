@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pneumonia.data.audit import standing
+from pneumonia.data.records import CLASSES
 
 Evidence = Mapping[str, Any]
 Finding = dict[str, str]
@@ -26,6 +27,7 @@ METADATA = 0.60  # lower end of the interval of a metadata-only AUROC
 STRESS_AUROC = 0.05  # fall of AUROC under one corruption of the films
 STRESS_RATE = 0.15  # the same of sensitivity or specificity at the locked threshold
 CORNERS = 0.05  # fall of AUROC when the corners are masked
+MARKED = 0.05  # share of a class's patients with a mark that the other class hardly has
 HIDDEN = 0.80  # AUROC with the lungs hidden or blurred
 WITHOUT_LUNGS = {
     "border_only": "With the centre blanked",
@@ -215,6 +217,20 @@ def shortcuts(evidence: Evidence) -> Iterator[tuple[str, str]]:
             yield "warning", f"{text}{figure(value_of(row))}: part of the answer is read there, and no lung is."
 
 
+def marked(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """Many patients of a class carry marks in the corners that the other class hardly has."""
+    found = (evidence["shortcuts"] or {}).get("marks")
+    if not found:
+        return
+    for name, with_mark, patients in zip(CLASSES, found["carrying"], found["patients"], strict=True):
+        if patients and with_mark / patients > MARKED:
+            first = next(mark for mark in found["marks"] if mark["comes_with"] == name)
+            text = (
+                f"{with_mark:,} of {patients:,} {name} patients have a mark in a corner of a film that the other class "
+            )
+            yield "warning", f"{text}hardly has ({first['corner']}, as in {first['example']}): a net can learn those."
+
+
 def stressed(evidence: Evidence) -> Iterator[tuple[str, str]]:
     """AUROC, sensitivity or specificity that falls by more than chance under a corruption of the validation films."""
     if not evidence["stress"]:
@@ -237,5 +253,5 @@ def value_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 RULES: tuple[Callable[[Evidence], Iterator[tuple[str, str]]], ...] = (
-    leak, size, chance, drifted, calibrated, uneven, promised, shortcuts, stressed,
+    leak, size, chance, drifted, calibrated, uneven, promised, shortcuts, marked, stressed,
 )  # fmt: skip

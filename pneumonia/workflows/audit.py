@@ -1,16 +1,23 @@
 """What is wrong with the films: what `prepare audit=true` prints, and when it ends with 1; a run's audit.json."""
 
 import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from pneumonia.data.audit import audit_records, near_copies, standing
 from pneumonia.data.cache import FilmCache
-from pneumonia.settings import PrepareConfig
+from pneumonia.data.decode import read_film
+from pneumonia.data.marks import SIDE, one_sided_marks
+from pneumonia.data.records import CLASSES, Record
+from pneumonia.settings import PrepareConfig, usable_cores
 from pneumonia.workflows.films import Films, films_of
 from pneumonia.workflows.record import write_json
 
 log = logging.getLogger(__name__)
+
+SHOWN = 8  # marks
 
 
 def audit_films(config: PrepareConfig) -> dict[str, Any]:
@@ -18,6 +25,7 @@ def audit_films(config: PrepareConfig) -> dict[str, Any]:
     films = films_of(config.data, config.seed)
     found = audit_records(films.records)
     found["near"] = near_copies_of(films)
+    found["marks"] = marks_of(films.root, films.records, config.data.resize)
     describe(found, config.data.patient_key, films.skipped)
     reasons = leaks(found)
     if reasons:
@@ -37,6 +45,14 @@ def write_audit(folder: Path, films: Films) -> None:
         write_json(folder / "audit.json", {"near": near_copies_of(films)})
 
 
+def marks_of(root: Path, records: Sequence[Record], resize: str) -> dict[str, Any]:
+    """Marks that come with one class, of the films that a net learns from or is chosen by: no label of test is looked
+    at. Raises BadFilm."""
+    known = [record for record in records if record.split != "test"]
+    with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
+        return one_sided_marks(known, pool.map(lambda record: read_film(root / record.path, SIDE, resize), known))
+
+
 def leaks(found: dict[str, Any]) -> list[str]:
     """Why training on this split would flatter the figures; the records' own patient key decides."""
     own, _, _ = found["patients"]
@@ -48,7 +64,7 @@ def leaks(found: dict[str, Any]) -> list[str]:
 
 
 def describe(found: dict[str, Any], patient_key: str, skipped: list[tuple[str, str]]) -> None:
-    """Sizes, patients under each key, copies, unreadable files, a line each."""
+    """Sizes, patients under each key, copies, marks, unreadable files, a line each."""
     for row in found["sizes"]:
         modes = ", ".join(f"{mode} {count:,}" for mode, count in row["modes"].items())
         size = " x ".join(
@@ -74,4 +90,22 @@ def describe(found: dict[str, Any], patient_key: str, skipped: list[tuple[str, s
         )  # fmt: skip
         for paths in group["examples"]:
             log.info("  %s", "  =  ".join(paths))
+    describe_marks(found["marks"])
     log.info("unreadable: %d", len(skipped))
+
+
+def describe_marks(found: dict[str, Any]) -> None:
+    """How many patients carry a mark that comes with their class, and the first SHOWN marks."""
+    carrying = "  ".join(
+        f"{name} {some:,} of {total:,}"
+        for name, some, total in zip(CLASSES, found["carrying"], found["patients"], strict=True)
+    )
+    log.info("patients with a mark in a corner that comes with their class: %s", carrying)
+    for mark in found["marks"][:SHOWN]:
+        normal, ill = mark["patients"]
+        log.info(
+            "  %-11s  NORMAL %d  PNEUMONIA %d  as in %s, %d down, %d right, of %d", mark["corner"], normal, ill,
+            mark["example"], mark["top"], mark["left"], SIDE,
+        )  # fmt: skip
+    if more := len(found["marks"][SHOWN:]):
+        log.info("  and %d more", more)

@@ -12,12 +12,13 @@ import yaml
 from PIL.Image import DecompressionBombError
 
 from pneumonia.data.decode import BadFilm, read_film
-from pneumonia.report.evidence_figures import inline_film, inline_sheet
+from pneumonia.data.marks import CORNERS, SIDE, WINDOW
+from pneumonia.report.evidence_figures import inline_film, inline_framed, inline_sheet
 from pneumonia.workflows.sources import Source, class_name, read_json
 
 log = logging.getLogger(__name__)
 
-SIDE = 224  # pixels of a film in the report
+MARKS = 12  # that are shown
 ROOM = 3_000_000  # bytes of explanation sheets in a report of at most 5 MB
 FACTS = (
     "status",
@@ -57,6 +58,7 @@ def page_of(source: Source, evidence: Mapping[str, Any], runs: Sequence[str]) ->
         "kermany": "Kermany" in source.credit,
         "sheets": sheets_of(source.folder, evidence["operating_point"]["threshold"]),
         "mistakes": [mistake | {"picture": picture_of(source, mistake["path"])} for mistake in named(evidence)],
+        "marks": [mark | {"picture": corner_of(source, mark)} for mark in marks_of(evidence)[:MARKS]],
     }
 
 
@@ -120,6 +122,12 @@ def named(evidence: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def marks_of(evidence: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The marks that come with one class; none where the shortcuts were not looked for, or by an older version."""
+    found: list[dict[str, Any]] = ((evidence["shortcuts"] or {}).get("marks") or {}).get("marks", [])
+    return found
+
+
 def picture_of(source: Source, path: str) -> str:
     """The film as the model saw it, as a data URI; empty where its file is no longer there."""
     if source.root is None:
@@ -128,3 +136,14 @@ def picture_of(source: Source, path: str) -> str:
         return inline_film(read_film(source.root / path, SIDE, source.data.resize))
     except BadFilm:
         return ""
+
+
+def corner_of(source: Source, mark: Mapping[str, Any]) -> str:
+    """The corner of a film that carries the mark, with a frame around it; empty where its file is no longer there."""
+    if source.root is None:
+        return ""
+    try:
+        film = read_film(source.root / mark["example"], SIDE, source.data.resize)
+    except BadFilm:
+        return ""
+    return inline_framed(film, CORNERS[mark["corner"]], (mark["top"], mark["left"]), WINDOW)

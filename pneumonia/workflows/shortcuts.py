@@ -1,4 +1,5 @@
-"""Whether the class is told by something else than the lungs: the file's metadata, or films with the lungs hidden.
+"""Whether the class is told by something else than the lungs: the file's metadata, marks in the corners, or films with
+the lungs hidden.
 
 This loads the model, and with it torch; nothing else of the evidence does.
 """
@@ -19,13 +20,15 @@ from pneumonia.settings import EvaluateConfig, UserError, usable_cores
 from pneumonia.training.checkpoint import load_classifier
 from pneumonia.training.classifier import Classifier
 from pneumonia.training.precision import full_float32
+from pneumonia.workflows.audit import marks_of
 from pneumonia.workflows.sources import Source
 
 BATCH = 32
 
 
 def shortcuts_of(source: Source, judged: str, config: EvaluateConfig) -> dict[str, Any]:
-    """AUROC of metadata alone (over all films of the manifest), and of the model on changed films of `judged`."""
+    """AUROC of metadata alone (over all films of the manifest) and of the model on changed films of `judged`; the marks
+    of training and validation films."""
     seed, level, resamples = config.seed, config.level, config.resamples
     records = source.manifest
     if not records:
@@ -40,7 +43,22 @@ def shortcuts_of(source: Source, judged: str, config: EvaluateConfig) -> dict[st
     rows += shortcut_table(
         lambda batch: probabilities(classifier, batch), images, films.label, films.patient, seed, level, resamples
     )
-    return {"level": level, "seed": seed, "resamples": resamples, "rows": [asdict(row) for row in rows]}
+    return {
+        "level": level,
+        "seed": seed,
+        "resamples": resamples,
+        "rows": [asdict(row) for row in rows],
+        "marks": marks_of_run(source),
+    }
+
+
+def marks_of_run(source: Source) -> dict[str, Any]:
+    """Marks that come with one class in the films that the run learnt from. Raises UserError when one is gone."""
+    assert source.root is not None  # else read_all has said so
+    try:
+        return marks_of(source.root, source.manifest, source.data.resize)
+    except BadFilm as error:
+        raise UserError(f"shortcuts=true needs the films that the run learnt from: {error}.") from error
 
 
 def read_all(source: Source, paths: Sequence[str]) -> Images:

@@ -7,7 +7,7 @@ import cv2
 import pytest
 
 from pneumonia.data.synthetic import draw_films
-from pneumonia.report.verdict import shortcuts
+from pneumonia.report.verdict import marked, shortcuts
 from pneumonia.settings import EvaluateConfig
 from pneumonia.workflows.shortcuts import shortcuts_of
 from pneumonia.workflows.sources import read_run
@@ -21,20 +21,28 @@ def shortcut_warnings(command: Command, folder: Path, *typed: str) -> tuple[floa
     command("train", *typed, f"hydra.run.dir={folder}")
     found = shortcuts_of(read_run(folder), "test", EvaluateConfig(run=str(folder)))
     [auroc] = [row["auroc"] for row in found["rows"] if row["name"] == "as_is"]
-    return auroc, [text for level, text in shortcuts({"shortcuts": found}) if level == "warning"]
+    told = [*shortcuts({"shortcuts": found}), *marked({"shortcuts": found})]
+    return auroc, [text for level, text in told if level == "warning"]
 
 
 def test_a_marker_in_one_class_is_found(command: Command, tmp_path: Path) -> None:
     draw_films(tmp_path / "films", 120, seed=3)
-    for file in sorted((tmp_path / "films").glob("t*/PNEUMONIA/*.png")):
-        film = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE)
-        film[2 : film.shape[0] // 8, 2 : film.shape[1] // 8] = 255
+    for file in sorted((tmp_path / "films").glob("t*/*/*.png")):
+        film = cv2.resize(cv2.imread(str(file), cv2.IMREAD_GRAYSCALE), (224, 224))
+        if file.parent.name == "PNEUMONIA":
+            film[4:28, 4:28] = 255
+            cv2.putText(film, "KV", (4, 218), cv2.FONT_HERSHEY_PLAIN, 0.9, 255)
         cv2.imwrite(str(file), film, [cv2.IMWRITE_PNG_COMPRESSION, 0])
     typed = (*SMALL, f"data.root={tmp_path / 'films'}", "epochs=6")
     auroc, warnings = shortcut_warnings(command, tmp_path / "run", *typed)
     assert auroc > 0.95
     assert any("With the centre blanked the model still reaches" in text for text in warnings)
     assert any("With the corners masked, where markers sit, AUROC falls" in text for text in warnings)
+    assert any("PNEUMONIA patients have a mark in a corner" in text and "(lower left" in text for text in warnings)
+    command("evaluate", f"run={tmp_path / 'run'}", "shortcuts=true", "resamples=100")
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert 'alt="The lower left corner of train/PNEUMONIA/person' in page
+    assert "| lower left | 0 of " in (tmp_path / "run" / "report.md").read_text()
 
 
 @pytest.mark.slow
