@@ -17,7 +17,7 @@ from pneumonia.workflows.record import write_json
 
 log = logging.getLogger(__name__)
 
-SHOWN = 8  # marks
+SHOWN = 20  # marks
 
 
 def audit_films(config: PrepareConfig) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pneumonia.workflows.sources import Source, class_name, read_json
 
 log = logging.getLogger(__name__)
 
-MARKS = 12  # that are shown
+MARKS = 20  # that are shown
 ROOM = 3_000_000  # bytes of explanation sheets in a report of at most 5 MB
 FACTS = (
     "status",
