@@ -3,19 +3,21 @@
 A net learns them, and all else that their machine or ward does to a film, with the class (Zech et al. 2018,
 doi:10.1371/journal.pmed.1002683), and no split of the same films shows it. Nobody has to know what to look for:
 
-Windows    of each corner the PEAKS places of the most contrast: a mark has its own there, so all films' are cut alike.
+Windows    of each corner the PEAKS places of the most contrast: a mark is in the middle of one of its own, wherever it
+           stands, unless brighter ones take all places.
 Alike      two windows of one corner whose correlation is above ALIKE.
-One-sided  a window whose like is on films of a share of one class's patients and of hardly any of the other's: at
-           least ONE_SIDED of the sum of both shares, and more than chance tells (Fisher's exact test, Bonferroni over
-           windows).
-Marks      one-sided windows of one corner and class, joined where alike. Ranked by patients.
+One-sided  a window whose like is on a share of one class's films and on hardly any of the other's: at least ONE_SIDED
+           of the sum of both shares, and more than chance tells (Fisher's exact test, Bonferroni over all windows).
+Marks      one-sided windows of one corner and class, joined where alike, with all films that have the like of one.
 
-Layout     films uint8 [SIDE, SIDE]; windows float32 [D, pixels] of mean 0 and length 1, with the film [D] of each.
+A mark is found by being on many films: fewer films show fewer marks, and none found is no proof that there is none.
+
+Layout     films uint8 [SIDE, SIDE], one a patient; windows float32 [D, pixels] of mean 0 and length 1, with the film
+           [D] of each.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from typing import Any
 
 import cv2
@@ -23,71 +25,87 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumonia.data.records import CLASSES, Record
+from pneumonia.data.split import groups_of
 
 Film = NDArray[np.uint8]  # [SIDE, SIDE]
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 SIDE = 224  # pixels, whatever a net is given: at 112 letters can't be told from each other
-WINDOW = (9, 12)  # pixels, height and width: a letter or two
-CORNER = (40, 48)  # pixels, height and width
+WINDOW = (9, 13)  # pixels, height and width, odd: a letter or two
+HEIGHT, WIDTH = 40, 48  # pixels of a corner
 CORNERS = {
-    "upper left": (slice(None, CORNER[0]), slice(None, CORNER[1])),
-    "upper right": (slice(None, CORNER[0]), slice(-CORNER[1], None)),
-    "lower left": (slice(-CORNER[0], None), slice(None, CORNER[1])),
-    "lower right": (slice(-CORNER[0], None), slice(-CORNER[1], None)),
+    "upper left": (slice(None, HEIGHT), slice(None, WIDTH)),
+    "upper right": (slice(None, HEIGHT), slice(-WIDTH, None)),
+    "lower left": (slice(-HEIGHT, None), slice(None, WIDTH)),
+    "lower right": (slice(-HEIGHT, None), slice(-WIDTH, None)),
 }
+AROUND = (4, 6)  # pixels up and down, left and right
 PEAKS = 4  # windows of a corner
 FLAT = 20.0  # grey levels: a window whose deviation is below it holds no mark
 ALIKE = 0.75
 ONE_SIDED = 0.95
-CHANCE = 0.01  # of one mark or more on films without any
-FILMS = 8000  # at most, each k-th of more: the time goes with the square
+CHANCE = 0.01  # of any mark at all where the classes are dealt to the films at random
+FILMS = 8000  # at most: the time goes with the square
+SHOWN = 20  # marks that are told one by one
 ROWS = 512  # windows that are compared at once
 
 
 @dataclass(frozen=True)
 class Mark:
-    """Films and patients that carry it as (normal, pneumonia); `example` is the film whose window has the most like it,
-    at `top`, `left` in pixels of SIDE."""
+    """Patients that carry it as (normal, pneumonia); `example` is the film whose window has the most like it, at `top`,
+    `left` of the corner in pixels of SIDE."""
 
     corner: str
     comes_with: str
-    films: tuple[int, int]
     patients: tuple[int, int]
     example: str
     top: int
     left: int
 
 
-def one_sided_marks(records: Sequence[Record], films: Iterable[Film]) -> dict[str, Any]:
-    """Marks of these films as plain values, films and patients as [normal, pneumonia]; `carrying` is how many patients
-    of each class have a mark of their own class.
+def one_of_each(records: Sequence[Record]) -> list[Record]:
+    """One film of each patient (of films that share a patient or their bytes), drawn from seed 0; at most FILMS. So
+    that a patient with many films is no more likely to have a mark."""
+    if not records:
+        return []
+    group = groups_of(records)
+    drawn = np.random.default_rng(0).permutation(len(records))
+    _, first = np.unique(group[drawn], return_index=True)
+    return [records[place] for place in sorted(drawn[np.sort(first)[:FILMS]])]
 
-    5,216 films take 20 s on one core. Raises ValueError for films of another size.
+
+def one_sided_marks(records: Sequence[Record], films: Iterable[Film]) -> dict[str, Any]:
+    """The marks of these films, one a patient, as plain values; numbers of patients are (normal, pneumonia).
+
+    `carrying` is how many have any mark that comes with normal, with pneumonia. 3,654 films take 10 s on one core.
+    Raises ValueError for films of another size or number.
     """
-    step = max(1, -(-len(records) // FILMS))
-    kept, corners = list(records[::step]), cut(islice(films, 0, None, step))
-    label = np.array([record.label for record in kept])
-    patient = np.unique([f"{record.label} {record.patient}" for record in kept], return_inverse=True)[1]
-    every = np.arange(len(kept))
-    total, marks, carrying = both(label, every, patient), [], np.zeros(len(kept), bool)
-    for (corner, (rows, columns)), parts in zip(CORNERS.items(), corners, strict=True):
+    label = np.array([record.label for record in records])
+    corners = cut(films)
+    if len(corners[0]) != len(records):
+        raise ValueError(f"{len(corners[0])} films, {len(records)} records: expected one film a record")
+    carrying = np.zeros((len(CLASSES), len(records)), bool)
+    marks = []
+    for corner, parts in zip(CORNERS, corners, strict=True):
         owner, place, window = windows_of(parts)
-        for number, group in joined(window, one_sided(window, owner, label, patient, total)):
-            alike = window[group] @ window.T > ALIKE
-            film, best = np.unique(owner[alike.any(0)]), group[np.argmax(alike.sum(1))]
-            carrying[film[label[film] == number]] = True
-            top, left = place[best] + [(span.start or 0) % SIDE for span in (rows, columns)]
-            counts = both(label, film), both(label, film, patient)
-            marks.append(Mark(corner, CLASSES[number], *counts, kept[owner[best]].path, int(top), int(left)))
+        for number, group in joined(window, one_sided(window, owner, label)):
+            some, best = carriers(window, owner, group)
+            carrying[number, some] = True
+            top, left = place[best].tolist()
+            patients, example = by_class(label[some]), records[owner[best]].path
+            marks.append(Mark(corner, CLASSES[number], patients, example, top, left))
     marks.sort(key=lambda mark: (-sum(mark.patients), mark.corner, mark.example))
     return {
-        "films": both(label, every),
-        "patients": total,
-        "carrying": both(label, np.flatnonzero(carrying), patient),
-        "marks": [asdict(mark) for mark in marks],
+        "patients": by_class(label),
+        "carrying": {name: by_class(label[some]) for name, some in zip(CLASSES, carrying, strict=True)},
+        "found": [asdict(mark) for mark in marks],
     }
+
+
+def by_class(label: Ints) -> tuple[int, int]:
+    """How many are normal, and how many show pneumonia."""
+    return int((label == 0).sum()), int((label == 1).sum())
 
 
 def cut(films: Iterable[Film]) -> list[list[Film]]:
@@ -116,51 +134,64 @@ def windows_of(corners: Sequence[Film]) -> tuple[Ints, Ints, Floats]:
 
 
 def peaks(grey: Floats) -> Ints:
-    """Upper left corners [n, 2] of the windows of a corner whose variance is the highest around, PEAKS at most."""
-    size = (WINDOW[1], WINDOW[0])
-    mean, square = (cv2.boxFilter(plane, -1, size) for plane in (grey, grey**2))
-    height, width = (side - window + 1 for side, window in zip(grey.shape, WINDOW, strict=True))
-    variance = (square - mean**2)[WINDOW[0] // 2 :, WINDOW[1] // 2 :][:height, :width]
-    around = cv2.dilate(variance, np.ones(WINDOW), borderType=cv2.BORDER_CONSTANT, borderValue=0.0)
-    place = np.argwhere((variance == around) & (variance > FLAT**2))
-    return place[np.argsort(-variance[tuple(place.T)], kind="stable")[:PEAKS]]
+    """(top, left) of the windows [n, 2] of a corner [HEIGHT, WIDTH] whose variance, weighted towards their middle, is
+    the highest within AROUND; PEAKS at most, the highest first."""
+    mean, square = (cv2.GaussianBlur(plane, (0, 0), WINDOW[1] / 4, sigmaY=WINDOW[0] / 4) for plane in (grey, grey**2))
+    down, right = (side // 2 for side in WINDOW)
+    variance = (square - mean**2)[down : HEIGHT - down, right : WIDTH - right]
+    near = np.ones([2 * reach + 1 for reach in AROUND], np.uint8)
+    highest = variance == cv2.dilate(variance, near, borderType=cv2.BORDER_CONSTANT, borderValue=0.0)
+    places = np.argwhere(highest & (variance > FLAT**2))
+    return places[np.argsort(-variance[tuple(places.T)], kind="stable")[:PEAKS]]
 
 
-def one_sided(window: Floats, owner: Ints, label: Ints, patient: Ints, total: Sequence[int]) -> Ints:
-    """Of each window [D] the class that its like comes with, -1 for none; `total` patients of each class."""
+def one_sided(window: Floats, owner: Ints, label: Ints) -> Ints:
+    """Of each window [D] the class that its like comes with, -1 for none; `owner` [D] ascending, `label` [N]."""
     from scipy.stats import hypergeom
 
-    if not len(window):
-        return np.empty(0, np.int64)
-    order = np.argsort(patient[owner], kind="stable")
-    starts = np.flatnonzero(np.diff(patient[owner[order]], prepend=-1))
-    of_class = label[owner[order[starts]]]
-    count = np.empty((len(CLASSES), len(window)), np.int64)
-    for start in range(0, len(window), ROWS):
-        hit = np.logical_or.reduceat(window[start : start + ROWS] @ window[order].T > ALIKE, starts, axis=1)
-        for number in range(len(CLASSES)):
-            count[number, start : start + ROWS] = hit[:, of_class == number].sum(1)
-    share = count / np.maximum(total, 1)[:, None]
+    total = by_class(label)
     sides = np.full(len(window), -1)
+    if not len(window) or 0 in total:
+        return sides
+    starts = np.flatnonzero(np.diff(owner, prepend=-1))
+    of_class = label[owner[starts]]
+    count = np.empty((len(CLASSES), len(window)), np.int64)
+    for start, near in alike(window, window):
+        film = np.logical_or.reduceat(near, starts, axis=1)
+        for number in range(len(CLASSES)):
+            count[number, start : start + ROWS] = film[:, of_class == number].sum(1)
+    share = count / np.array(total)[:, None]
+    tests = len(window) * len(CORNERS) * len(CLASSES)
     for number in range(len(CLASSES)):
-        chance = hypergeom.sf(count[number] - 1, sum(total), total[number], count.sum(0))
-        sides[(share[number] >= ONE_SIDED * share.sum(0)) & (chance * len(window) * len(CORNERS) < CHANCE)] = number
+        some = np.flatnonzero(share[number] >= ONE_SIDED * share.sum(0))
+        chance = hypergeom.sf(count[number, some] - 1, len(label), total[number], count[:, some].sum(0))
+        sides[some[chance * tests < CHANCE]] = number
     return sides
 
 
 def joined(window: Floats, sides: Ints) -> Iterator[tuple[int, Ints]]:
     """(class, windows) of each mark: one-sided windows of a class that are alike, in any chain."""
-    from scipy.sparse import coo_matrix
+    from scipy.sparse import csr_matrix, vstack
     from scipy.sparse.csgraph import connected_components
 
     for number in range(len(CLASSES)):
         some = np.flatnonzero(sides == number)
         if len(some):
-            count, part = connected_components(coo_matrix(window[some] @ window[some].T > ALIKE), directed=False)
+            graph = vstack([csr_matrix(near) for _, near in alike(window[some], window[some])])
+            count, part = connected_components(graph, directed=False)
             yield from ((number, some[part == group]) for group in range(count))
 
 
-def both(label: Ints, film: Ints, unit: Ints | None = None) -> tuple[int, int]:
-    """How many of these films are normal and how many show pneumonia; with `unit` [N], how many of those they have."""
-    normal, ill = (film[label[film] == number] for number in range(len(CLASSES)))
-    return (len(normal), len(ill)) if unit is None else (len(np.unique(unit[normal])), len(np.unique(unit[ill])))
+def carriers(window: Floats, owner: Ints, group: Ints) -> tuple[Ints, int]:
+    """The films that have the like of any window of `group`, and the window of it that has the most like it."""
+    has, many = np.zeros(len(window), bool), np.empty(len(group), np.int64)
+    for start, near in alike(window[group], window):
+        has |= near.any(0)
+        many[start : start + ROWS] = near.sum(1)
+    return np.unique(owner[has]), int(group[many.argmax()])
+
+
+def alike(some: Floats, window: Floats) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    """(start, bool [ROWS, D]): which windows are like each of `some`, ROWS of these at a time."""
+    for start in range(0, len(some), ROWS):
+        yield start, some[start : start + ROWS] @ window.T > ALIKE

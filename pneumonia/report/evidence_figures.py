@@ -46,13 +46,12 @@ def inline_film(film: Film) -> str:
     return jpeg_uri(Image.fromarray(film))
 
 
-def inline_framed(film: Film, part: tuple[slice, slice], place: tuple[int, int], size: tuple[int, int]) -> str:
-    """A part of a film uint8 [S, S] ENLARGED, with an orange frame around a window (top, left; height, width)."""
-    corner = [span.indices(side)[0] for span, side in zip(part, film.shape, strict=True)]
-    top, left = (at - start for at, start in zip(place, corner, strict=True))
-    picture = Image.fromarray(film[part].repeat(ENLARGED, 0).repeat(ENLARGED, 1)).convert("RGB")
-    box = [ENLARGED * at for at in (left, top, left + size[1], top + size[0])]
-    ImageDraw.Draw(picture).rectangle((box[0] - 2, box[1] - 2, box[2] + 1, box[3] + 1), outline=FRAME, width=2)
+def inline_framed(corner: Film, place: tuple[int, int], size: tuple[int, int]) -> str:
+    """A corner uint8 [H, W] ENLARGED, an orange frame around a window (top, left; height, width): a data URI."""
+    picture = Image.fromarray(corner.repeat(ENLARGED, 0).repeat(ENLARGED, 1)).convert("RGB")
+    (top, left), (height, width) = place, size
+    frame = (ENLARGED * left - 2, ENLARGED * top - 2, ENLARGED * (left + width) + 1, ENLARGED * (top + height) + 1)
+    ImageDraw.Draw(picture).rectangle(frame, outline=FRAME, width=2)
     return jpeg_uri(picture)
 
 

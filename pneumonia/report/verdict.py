@@ -219,16 +219,17 @@ def shortcuts(evidence: Evidence) -> Iterator[tuple[str, str]]:
 
 def marked(evidence: Evidence) -> Iterator[tuple[str, str]]:
     """Many patients of a class carry marks in the corners that the other class hardly has."""
-    found = (evidence["shortcuts"] or {}).get("marks")
+    found: Evidence | None = (evidence["shortcuts"] or {}).get("marks")
     if not found:
         return
-    for name, with_mark, patients in zip(CLASSES, found["carrying"], found["patients"], strict=True):
-        if patients and with_mark / patients > MARKED:
-            first = next(mark for mark in found["marks"] if mark["comes_with"] == name)
-            text = (
-                f"{with_mark:,} of {patients:,} {name} patients have a mark in a corner of a film that the other class "
-            )
-            yield "warning", f"{text}hardly has ({first['corner']}, as in {first['example']}): a net can learn those."
+    for number, name in enumerate(CLASSES):
+        own, other = found["carrying"][name][number], found["carrying"][name][1 - number]
+        patients, others = found["patients"][number], found["patients"][1 - number]
+        if own > MARKED * patients:
+            first = next(mark for mark in found["found"] if mark["comes_with"] == name)
+            text = f"Marks in the corners come with {name}: at least {own:,} of its {patients:,} patients have one, "
+            text += f"{other:,} of the {others:,} others ({first['corner']}, as in {first['example']}). "
+            yield "warning", f"{text}A net can learn them."
 
 
 def stressed(evidence: Evidence) -> Iterator[tuple[str, str]]:

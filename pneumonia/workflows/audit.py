@@ -9,15 +9,13 @@ from typing import Any
 from pneumonia.data.audit import audit_records, near_copies, standing
 from pneumonia.data.cache import FilmCache
 from pneumonia.data.decode import read_film
-from pneumonia.data.marks import SIDE, one_sided_marks
-from pneumonia.data.records import CLASSES, Record
+from pneumonia.data.marks import SHOWN, SIDE, one_of_each, one_sided_marks
+from pneumonia.data.records import Record
 from pneumonia.settings import PrepareConfig, usable_cores
 from pneumonia.workflows.films import Films, films_of
 from pneumonia.workflows.record import write_json
 
 log = logging.getLogger(__name__)
-
-SHOWN = 20  # marks
 
 
 def audit_films(config: PrepareConfig) -> dict[str, Any]:
@@ -25,7 +23,7 @@ def audit_films(config: PrepareConfig) -> dict[str, Any]:
     films = films_of(config.data, config.seed)
     found = audit_records(films.records)
     found["near"] = near_copies_of(films)
-    found["marks"] = marks_of(films.root, films.records, config.data.resize)
+    found["marks"] = class_marks(films.root, films.records)
     describe(found, config.data.patient_key, films.skipped)
     reasons = leaks(found)
     if reasons:
@@ -45,12 +43,14 @@ def write_audit(folder: Path, films: Films) -> None:
         write_json(folder / "audit.json", {"near": near_copies_of(films)})
 
 
-def marks_of(root: Path, records: Sequence[Record], resize: str) -> dict[str, Any]:
-    """Marks that come with one class, of the films that a net learns from or is chosen by: no label of test is looked
-    at. Raises BadFilm."""
+def class_marks(root: Path, records: Sequence[Record]) -> dict[str, Any]:
+    """Marks that come with one class; of each patient one film that a net learns from or is chosen by: no label of test
+    is looked at. Films are squashed, since pad moves their corners inwards. Raises BadFilm."""
     known = [record for record in records if record.split != "test"]
+    chosen = one_of_each(known)
     with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
-        return one_sided_marks(known, pool.map(lambda record: read_film(root / record.path, SIDE, resize), known))
+        films = pool.map(lambda record: read_film(root / record.path, SIDE, "squash"), chosen)
+        return one_sided_marks(chosen, films)
 
 
 def leaks(found: dict[str, Any]) -> list[str]:
@@ -95,17 +95,16 @@ def describe(found: dict[str, Any], patient_key: str, skipped: list[tuple[str, s
 
 
 def describe_marks(found: dict[str, Any]) -> None:
-    """How many patients carry a mark that comes with their class, and the first SHOWN marks."""
-    carrying = "  ".join(
-        f"{name} {some:,} of {total:,}"
-        for name, some, total in zip(CLASSES, found["carrying"], found["patients"], strict=True)
-    )
-    log.info("patients with a mark in a corner that comes with their class: %s", carrying)
-    for mark in found["marks"][:SHOWN]:
-        normal, ill = mark["patients"]
-        log.info(
-            "  %-11s  NORMAL %d  PNEUMONIA %d  as in %s, %d down, %d right, of %d", mark["corner"], normal, ill,
-            mark["example"], mark["top"], mark["left"], SIDE,
-        )  # fmt: skip
-    if more := len(found["marks"][SHOWN:]):
+    """How many patients carry the marks of each class at least, and the first SHOWN marks."""
+    total = found["patients"]
+    log.info("marks in the corners that come with one class, one film of each of %s patients:", f"{sum(total):,}")
+    for name, carrying in found["carrying"].items():
+        log.info("  those of %-9s  at least %s", name, of_patients(carrying, total))
+    for mark in found["found"][:SHOWN]:
+        log.info("  %-11s  %s, as in %s", mark["corner"], of_patients(mark["patients"], total), mark["example"])
+    if more := len(found["found"][SHOWN:]):
         log.info("  and %d more", more)
+
+
+def of_patients(some: Sequence[int], total: Sequence[int]) -> str:
+    return f"{some[0]:,} of {total[0]:,} normal patients, {some[1]:,} of {total[1]:,} with pneumonia"

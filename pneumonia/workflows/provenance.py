@@ -12,13 +12,15 @@ import yaml
 from PIL.Image import DecompressionBombError
 
 from pneumonia.data.decode import BadFilm, read_film
-from pneumonia.data.marks import CORNERS, SIDE, WINDOW
+from pneumonia.data.marks import CORNERS, SHOWN, WINDOW
+from pneumonia.data.marks import SIDE as MARK_SIDE
 from pneumonia.report.evidence_figures import inline_film, inline_framed, inline_sheet
+from pneumonia.report.figures import Film
 from pneumonia.workflows.sources import Source, class_name, read_json
 
 log = logging.getLogger(__name__)
 
-MARKS = 20  # that are shown
+SIDE = 224  # pixels of a film in the report
 ROOM = 3_000_000  # bytes of explanation sheets in a report of at most 5 MB
 FACTS = (
     "status",
@@ -58,7 +60,7 @@ def page_of(source: Source, evidence: Mapping[str, Any], runs: Sequence[str]) ->
         "kermany": "Kermany" in source.credit,
         "sheets": sheets_of(source.folder, evidence["operating_point"]["threshold"]),
         "mistakes": [mistake | {"picture": picture_of(source, mistake["path"])} for mistake in named(evidence)],
-        "marks": [mark | {"picture": corner_of(source, mark)} for mark in marks_of(evidence)[:MARKS]],
+        "marks": [mark | {"picture": corner_of(source, mark)} for mark in class_marks(evidence)[:SHOWN]],
     }
 
 
@@ -122,28 +124,31 @@ def named(evidence: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def marks_of(evidence: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The marks that come with one class; none where the shortcuts were not looked for, or by an older version."""
-    found: list[dict[str, Any]] = ((evidence["shortcuts"] or {}).get("marks") or {}).get("marks", [])
+def class_marks(evidence: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The marks that come with one class; none where shortcuts were not looked for, or by a version without them."""
+    found: list[dict[str, Any]] = ((evidence["shortcuts"] or {}).get("marks") or {}).get("found", [])
     return found
 
 
 def picture_of(source: Source, path: str) -> str:
     """The film as the model saw it, as a data URI; empty where its file is no longer there."""
-    if source.root is None:
-        return ""
-    try:
-        return inline_film(read_film(source.root / path, SIDE, source.data.resize))
-    except BadFilm:
-        return ""
+    film = film_of(source, path, SIDE, source.data.resize)
+    return "" if film is None else inline_film(film)
 
 
 def corner_of(source: Source, mark: Mapping[str, Any]) -> str:
     """The corner of a film that carries the mark, with a frame around it; empty where its file is no longer there."""
+    film = film_of(source, mark["example"], MARK_SIDE, "squash")
+    if film is None:
+        return ""
+    return inline_framed(film[CORNERS[mark["corner"]]], (mark["top"], mark["left"]), WINDOW)
+
+
+def film_of(source: Source, path: str, side: int, resize: str) -> Film | None:
+    """uint8 [side, side]; None where its file is no longer there."""
     if source.root is None:
-        return ""
+        return None
     try:
-        film = read_film(source.root / mark["example"], SIDE, source.data.resize)
+        return read_film(source.root / path, side, resize)
     except BadFilm:
-        return ""
-    return inline_framed(film, CORNERS[mark["corner"]], (mark["top"], mark["left"]), WINDOW)
+        return None

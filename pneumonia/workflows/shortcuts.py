@@ -4,9 +4,11 @@ the lungs hidden.
 This loads the model, and with it torch; nothing else of the evidence does.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +22,10 @@ from pneumonia.settings import EvaluateConfig, UserError, usable_cores
 from pneumonia.training.checkpoint import load_classifier
 from pneumonia.training.classifier import Classifier
 from pneumonia.training.precision import full_float32
-from pneumonia.workflows.audit import marks_of
+from pneumonia.workflows.audit import class_marks
 from pneumonia.workflows.sources import Source
+
+log = logging.getLogger(__name__)
 
 BATCH = 32
 
@@ -48,17 +52,19 @@ def shortcuts_of(source: Source, judged: str, config: EvaluateConfig) -> dict[st
         "seed": seed,
         "resamples": resamples,
         "rows": [asdict(row) for row in rows],
-        "marks": marks_of_run(source),
+        "marks": marks_of(source),
     }
 
 
-def marks_of_run(source: Source) -> dict[str, Any]:
-    """Marks that come with one class in the films that the run learnt from. Raises UserError when one is gone."""
-    assert source.root is not None  # else read_all has said so
+def marks_of(source: Source) -> dict[str, Any] | None:
+    """Marks that come with one class in the films that the run learnt from; None where these are no longer there."""
     try:
-        return marks_of(source.root, source.manifest, source.data.resize)
+        return class_marks(source.root or Path(), source.manifest)
     except BadFilm as error:
-        raise UserError(f"shortcuts=true needs the films that the run learnt from: {error}.") from error
+        log.warning(
+            "marks in the corners were not looked for: that needs the films that the run learnt from (%s)", error
+        )
+        return None
 
 
 def read_all(source: Source, paths: Sequence[str]) -> Images:

@@ -38,11 +38,12 @@ def test_a_marker_in_one_class_is_found(command: Command, tmp_path: Path) -> Non
     assert auroc > 0.95
     assert any("With the centre blanked the model still reaches" in text for text in warnings)
     assert any("With the corners masked, where markers sit, AUROC falls" in text for text in warnings)
-    assert any("PNEUMONIA patients have a mark in a corner" in text and "(lower left" in text for text in warnings)
+    [told] = [text for text in warnings if "Marks in the corners come with PNEUMONIA" in text]
+    assert "(lower left, as in train/PNEUMONIA/person" in told
     command("evaluate", f"run={tmp_path / 'run'}", "shortcuts=true", "resamples=100")
-    page = (tmp_path / "run" / "report.html").read_text()
-    assert 'alt="The lower left corner of train/PNEUMONIA/person' in page
-    assert "| lower left | 0 of " in (tmp_path / "run" / "report.md").read_text()
+    page, text = ((tmp_path / "run" / f"report.{kind}").read_text() for kind in ("html", "md"))
+    assert told.replace(",", "") in text.replace(",", "").replace("\\_", "_")
+    assert 'alt="The lower left corner of train/PNEUMONIA/person' in page and "| lower left | 0 | " in text
 
 
 @pytest.mark.slow

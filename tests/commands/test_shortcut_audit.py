@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pneumonia.report.verdict import shortcuts
+from pneumonia.report.verdict import marked, shortcuts
 from pneumonia.settings import EvaluateConfig
 from pneumonia.workflows import shortcuts as room
 from pneumonia.workflows.shortcuts import shortcuts_of
@@ -89,3 +89,32 @@ def test_films_that_are_gone_are_one_line(run: Path, command: Command, tmp_path:
         command("evaluate", f"run={copy}", "shortcuts=true", "resamples=200")
     err = capsys.readouterr().err
     assert ending.value.code == 2 and "shortcuts=true needs the films" in err
+
+
+def test_training_films_that_are_gone_cost_the_marks_alone(
+    run: Path, command: Command, tmp_path: Path, capsys: Any
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    recorded = json.loads((copy / "run.json").read_text())
+    films = shutil.copytree(recorded["data_root"], tmp_path / "films")
+    (copy / "run.json").write_text(json.dumps(recorded | {"data_root": str(films)}))
+    shutil.rmtree(films / "train" / "NORMAL")
+    command("evaluate", f"run={copy}", "shortcuts=true", "resamples=200")
+    told = capsys.readouterr()
+    assert "marks in the corners were not looked for" in told.out + told.err
+    found = json.loads((copy / "evidence.json").read_text())["shortcuts"]
+    assert found["marks"] is None and len(found["rows"]) == 7
+    assert "come with one class were not looked for" in (copy / "report.html").read_text()
+    assert "Marks" not in (copy / "report.md").read_text()
+
+
+@pytest.mark.parametrize(("carry", "warned"), [(51, True), (50, False)])
+def test_marks_are_warned_of_above_a_twentieth_of_a_class(carry: int, warned: bool) -> None:
+    mark = {"corner": "upper left", "comes_with": "NORMAL", "patients": [carry, 1], "example": "a.png"}
+    found = {"patients": [1000, 2000], "carrying": {"NORMAL": [carry, 1], "PNEUMONIA": [0, 0]}, "found": [mark]}
+    texts = [text for _, text in marked({"shortcuts": {"marks": found}})]
+    expected = (
+        "Marks in the corners come with NORMAL: at least 51 of its 1,000 patients have one, 1 of the 2,000 others"
+    )
+    assert bool(texts) == warned and all(text.startswith(expected) for text in texts)
+    assert not list(marked({"shortcuts": {"rows": []}})) and not list(marked({"shortcuts": None}))

@@ -1,31 +1,47 @@
 """A letter that comes with one class is found wherever it stands in a corner; what both classes share is not."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
+from pneumonia.data import marks
 from pneumonia.data.decode import read_film
-from pneumonia.data.marks import ALIKE, CORNERS, SIDE, one_sided, one_sided_marks, windows_of
+from pneumonia.data.marks import (
+    ALIKE,
+    CORNERS,
+    HEIGHT,
+    SIDE,
+    WIDTH,
+    one_of_each,
+    one_sided,
+    one_sided_marks,
+    windows_of,
+)
 from pneumonia.data.records import Record, scan_folder
 from pneumonia.data.synthetic import draw_films
-from pneumonia.workflows.audit import marks_of
+from pneumonia.workflows.audit import class_marks, describe_marks
 
 K = ["1000100", "1001000", "1010000", "1110000", "1011000", "1001100", "1000110"]
-LETTER = np.array([[bit == "1" for bit in row] for row in K])
+LETTER = np.array([[bit == "1" for bit in row] for row in K]).repeat(
+    2, 0
+)  # 14 x 7 pixels, as letters of real films are
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     films = tmp_path_factory.mktemp("marks") / "films"
-    draw_films(films, 240, seed=5)
+    draw_films(films, 600, seed=5)
     return films
 
 
 @pytest.fixture(scope="module")
 def records(folder: Path) -> list[Record]:
-    return [record for record in scan_folder(folder, "strict")[0] if record.split == "train"]
+    """One training film of each patient."""
+    return one_of_each([record for record in scan_folder(folder, "strict")[0] if record.split == "train"])
 
 
 @pytest.fixture(scope="module")
@@ -33,83 +49,152 @@ def films(folder: Path, records: list[Record]) -> np.ndarray:
     return np.stack([read_film(folder / record.path, SIDE, "squash") for record in records])
 
 
-def marked(films: np.ndarray, chosen: np.ndarray, top: int, left: int) -> np.ndarray:
+@pytest.fixture(scope="module")
+def label(records: list[Record]) -> np.ndarray:
+    return np.array([record.label for record in records])
+
+
+def lettered(
+    films: np.ndarray, chosen: np.ndarray, top: int, left: int, letter: np.ndarray = LETTER, grey: int = 235
+) -> np.ndarray:
     """The films with a letter there, up to two pixels off, in those that are `chosen` [N]."""
     rng, spoiled = np.random.default_rng(0), films.copy()
     for index in np.flatnonzero(chosen):
         down, right = np.array([top, left]) + rng.integers(-2, 3, 2)
-        spoiled[index, down : down + 7, right : right + 7][LETTER] = 235
+        spoiled[index, down : down + 14, right : right + 7][letter] = grey
     return spoiled
 
 
-def test_clean_films_have_none(records: list[Record], films: np.ndarray) -> None:
+def test_clean_films_have_none(records: list[Record], films: np.ndarray, label: np.ndarray) -> None:
     found = one_sided_marks(records, films)
-    assert found["marks"] == [] and found["carrying"] == (0, 0)
-    assert found["patients"] == tuple(len({r.patient for r in records if r.label == k}) for k in (0, 1))
+    assert found["found"] == [] and set(found["carrying"].values()) == {(0, 0)}
+    assert found["patients"] == ((label == 0).sum(), (label == 1).sum())
 
 
 @pytest.mark.parametrize("corner", CORNERS)
-def test_a_letter_in_one_class_is_found_where_it_stands(records: list[Record], films: np.ndarray, corner: str) -> None:
-    top, left = (8 if "upper" in corner else SIDE - 20), (8 if "left" in corner else SIDE - 24)
-    ill = np.array([record.label == 1 for record in records])
-    found = one_sided_marks(records, marked(films, ill, top, left))
-    assert {(mark["corner"], mark["comes_with"]) for mark in found["marks"]} == {(corner, "PNEUMONIA")}
-    assert found["carrying"][0] == 0 and found["carrying"][1] > 0.5 * found["patients"][1]
-    first = found["marks"][0]
-    assert abs(first["top"] - top) <= 4 and abs(first["left"] - left) <= 7
-    assert first["patients"][0] <= first["patients"][1] / 10 and first["patients"][1] <= first["films"][1]
+@pytest.mark.parametrize("name", ["NORMAL", "PNEUMONIA"])
+def test_a_letter_in_one_class_is_found_where_it_stands(
+    records: list[Record], films: np.ndarray, label: np.ndarray, corner: str, name: str
+) -> None:
+    number, (down, right) = int(name == "PNEUMONIA"), (10, 12)
+    top, left = (
+        down if "upper" in corner else SIDE - HEIGHT + down,
+        right if "left" in corner else SIDE - WIDTH + right,
+    )
+    found = one_sided_marks(records, lettered(films, label == number, top, left))
+    assert {(mark["corner"], mark["comes_with"]) for mark in found["found"]} == {(corner, name)}
+    own, other = (found["carrying"][name][k] for k in (number, 1 - number))
+    assert own > 0.25 * (label == number).sum() and other < 0.1 * own
+    first = found["found"][0]
+    assert down - 9 < first["top"] < down + 14 and right - 13 < first["left"] < right + 7  # they overlap
+    assert next(r for r in records if r.path == first["example"]).label == number
+    assert [sum(m["patients"]) for m in found["found"]] == sorted(
+        (sum(m["patients"]) for m in found["found"]), reverse=True
+    )
 
 
 def test_a_letter_in_both_classes_is_no_mark(records: list[Record], films: np.ndarray) -> None:
-    every = np.ones(len(records), bool)
-    assert one_sided_marks(records, marked(films, every, SIDE - 20, SIDE - 24))["marks"] == []
+    spoiled = lettered(films, np.ones(len(records), bool), SIDE - 24, SIDE - 24)
+    assert one_sided_marks(records, spoiled)["found"] == []
 
 
-def test_many_films_of_few_patients_are_chance(records: list[Record], films: np.ndarray) -> None:
-    ill = np.array([record.label == 1 for record in records])
-    spoiled = marked(films, ill, 8, 8)
-    few = [replace(r, patient=f"child {place % 3}") if r.label else r for place, r in enumerate(records)]
-    assert one_sided_marks(few, spoiled)["marks"] == []
+def test_a_second_letter_is_seen_beside_a_brighter_one_on_black() -> None:
+    """Without noise, where windows around the brighter letter could take all four places."""
+    label = np.arange(200) % 2
+    black = np.zeros((200, SIDE, SIDE), np.uint8)
+    films = lettered(lettered(black, label >= 0, 10, 5), label == 1, 10, 30, LETTER[::-1], grey=150)
+    found = one_sided_marks([Record(f"{k}.png", int(y), str(k)) for k, y in enumerate(label)], films)
+    assert found["carrying"]["PNEUMONIA"][0] == 0 and found["carrying"]["PNEUMONIA"][1] > 50
 
 
-def test_sides_are_those_of_the_plain_count(records: list[Record], films: np.ndarray) -> None:
+def test_each_patient_has_one_film_and_copies_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = [Record(f"{k}.png", k % 2, f"child {k // 10}", sha256=str(min(k, 94))) for k in range(100)]
+    chosen = one_of_each(many)
+    assert [int(r.patient.split()[1]) for r in chosen] == list(range(10))
+    twins = [replace(r, sha256="same") if r.patient in ("child 0", "child 1") else r for r in many]
+    assert len(one_of_each(twins)) == 9 and one_of_each([]) == []
+    monkeypatch.setattr(marks, "FILMS", 200)
+    alternating = [Record(f"{k}.png", k % 2, str(k)) for k in range(1000)]
+    some = one_of_each(alternating)
+    assert len(some) == 200 and 70 < sum(r.label for r in some) < 130
+    assert some == sorted(some, key=alternating.index) and some == one_of_each(alternating)
+
+
+def test_sides_are_those_of_the_plain_count(records: list[Record], films: np.ndarray, label: np.ndarray) -> None:
     from scipy.stats import fisher_exact
 
-    label = np.array([record.label for record in records])
-    patient = np.unique([f"{r.label} {r.patient}" for r in records], return_inverse=True)[1]
     rows, columns = CORNERS["lower right"]
-    part = marked(films, (label == 0) & (np.arange(len(label)) % 3 > 0), SIDE - 20, SIDE - 24)[:, rows, columns]
+    part = lettered(films, label == 0, SIDE - 24, SIDE - 24)[:, rows, columns]
     owner, _, window = windows_of(list(part))
-    total = [len(set(patient[label == k])) for k in (0, 1)]
-    plain = []
+    total, plain = [int((label == k).sum()) for k in (0, 1)], []
     for one in window:
-        alike = [set(patient[owner[(window @ one > ALIKE) & (label[owner] == k)]]) for k in (0, 1)]
-        share = [len(some) / many for some, many in zip(alike, total, strict=True)]
+        near = {*owner[window @ one > ALIKE].tolist()}
+        alike = [sum(label[film] == k for film in near) for k in (0, 1)]
+        share = [some / many for some, many in zip(alike, total, strict=True)]
         side = int(np.argmax(share))
-        table = [[len(alike[k]), total[k] - len(alike[k])] for k in (side, 1 - side)]
-        chance = fisher_exact(table, "greater").pvalue * len(window) * 4
+        table = [[alike[k], total[k] - alike[k]] for k in (side, 1 - side)]
+        chance = fisher_exact(table, "greater").pvalue * len(window) * 4 * 2
         plain.append(side if share[side] >= 0.95 * sum(share) and chance < 0.01 else -1)
-    assert one_sided(window, owner, label, patient, total).tolist() == plain
+    assert one_sided(window, owner, label).tolist() == plain
     assert 0 in plain and -1 in plain
 
 
-def test_the_class_of_test_films_is_not_looked_at(folder: Path) -> None:
-    every, _ = scan_folder(folder, "strict")
-    turned = [replace(r, label=1 - r.label) if r.split == "test" else r for r in every]
-    assert marks_of(folder, every, "squash") == marks_of(folder, turned, "squash")
+def test_one_class_alone_has_no_marks(records: list[Record], films: np.ndarray, label: np.ndarray) -> None:
+    ill = np.flatnonzero(label)
+    spoiled = lettered(films, label == 1, 10, 10)
+    assert one_sided_marks([records[k] for k in ill], spoiled[ill])["found"] == []
+    assert one_sided_marks([], [])["patients"] == (0, 0)
 
 
-def test_films_of_another_size_are_refused(records: list[Record]) -> None:
+def test_test_films_are_not_looked_at(folder: Path, tmp_path: Path) -> None:
+    every = scan_folder(folder, "strict")[0]
+    gone = [replace(record, path="gone.png") if record.split == "test" else record for record in every]
+    found = class_marks(folder, gone)
+    assert sum(found["patients"]) == len({record.patient for record in every if record.split == "train"})
+
+
+def test_films_of_another_size_or_number_are_refused(records: list[Record]) -> None:
     with pytest.raises(ValueError, match=r"expected \(224, 224\)"):
         one_sided_marks(records[:1], [np.zeros((64, 64), np.uint8)])
+    with pytest.raises(ValueError, match="1 films, 2 records"):
+        one_sided_marks(records[:2], [np.zeros((SIDE, SIDE), np.uint8)])
+
+
+def test_prepare_tells_them(caplog: pytest.LogCaptureFixture) -> None:
+    mark = {
+        "corner": "lower left",
+        "comes_with": "NORMAL",
+        "patients": (12, 0),
+        "example": "a.png",
+        "top": 1,
+        "left": 2,
+    }
+    found = {"patients": (1200, 30), "carrying": {"NORMAL": (12, 0), "PNEUMONIA": (0, 0)}, "found": [mark] * 23}
+    with caplog.at_level(logging.INFO):
+        describe_marks(found)
+    assert "one film of each of 1,230 patients" in caplog.text and "and 3 more" in caplog.text
+    assert "those of NORMAL     at least 12 of 1,200 normal patients, 0 of 30 with pneumonia" in caplog.text
+    assert caplog.text.count("lower left   12 of 1,200 normal patients, 0 of 30 with pneumonia, as in a.png") == 20
 
 
 @pytest.mark.slow
 def test_voltages_in_the_corner_of_the_real_films_are_found(real_films: Path) -> None:
     """KV and two digits, in films with pneumonia alone; with the classes of patients dealt anew there is no mark."""
     records = [record for record in scan_folder(real_films, "strict")[0] if record.split == "train"]
-    found = marks_of(real_films, records, "squash")["marks"]
-    assert any(m["corner"] == "lower right" and m["patients"][0] == 0 and m["patients"][1] > 50 for m in found)
+    found = class_marks(real_films, records)["found"]
+    assert any(m["corner"] == "lower right" and m["patients"][0] < 3 and m["patients"][1] > 40 for m in found)
     label = {record.patient: record.label for record in records}
     dealt = dict(zip(label, np.random.default_rng(0).permutation(list(label.values())).tolist(), strict=True))
-    assert marks_of(real_films, [replace(r, label=dealt[r.patient]) for r in records], "squash")["marks"] == []
+    assert class_marks(real_films, [replace(r, label=dealt[r.patient]) for r in records])["found"] == []
+
+
+def test_oblong_films_are_looked_at_whole(tmp_path: Path) -> None:
+    """Under resize=pad a film's corners lie within the square; the letters there are found all the same."""
+    records = []
+    for k in range(120):
+        film = np.random.default_rng(k).normal(90, 5, (200, 320)).astype(np.uint8)
+        if k % 2:
+            cv2.putText(film, "R", (12, 28), cv2.FONT_HERSHEY_PLAIN, 1.6, 250, 2)
+        cv2.imwrite(str(tmp_path / f"{k}.png"), film)
+        records.append(Record(f"{k}.png", k % 2, str(k), split="train"))
+    assert class_marks(tmp_path, records)["carrying"]["PNEUMONIA"][1] > 30
