@@ -174,6 +174,7 @@ def test_prepare_tells_them(caplog: pytest.LogCaptureFixture) -> None:
         describe_marks(found)
     assert "one film of each of 1,230 patients" in caplog.text and "and 3 more" in caplog.text
     assert "those of NORMAL     at least 12 of 1,200 normal patients, 0 of 30 with pneumonia" in caplog.text
+    assert "border_swap=0.8" in caplog.text
     assert caplog.text.count("lower left   12 of 1,200 normal patients, 0 of 30 with pneumonia, as in a.png") == 20
 
 
