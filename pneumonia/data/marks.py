@@ -75,32 +75,38 @@ def one_of_each(records: Sequence[Record]) -> list[Record]:
     return [records[place] for place in sorted(drawn[np.sort(first)[:FILMS]])]
 
 
-def one_sided_marks(records: Sequence[Record], films: Iterable[Film]) -> dict[str, Any]:
-    """The marks of these films, one a patient, as plain values; numbers of patients are (normal, pneumonia).
+def one_sided_marks(
+    records: Sequence[Record], films: Iterable[Film], others: Iterable[Film] = ()
+) -> tuple[dict[str, Any], NDArray[np.bool_]]:
+    """The marks of these films, one a patient, as plain values, and which of M other films have a mark that comes with
+    normal, with pneumonia: bool [2, M].
 
-    `carrying` is how many have any mark that comes with normal, with pneumonia. 3,654 films take 10 s on one core.
-    Raises ValueError for films of another size or number.
+    Numbers of patients are (normal, pneumonia); `carrying` is how many have any mark that comes with either. 3,654
+    films take 10 s on one core. Raises ValueError for films of another size or number.
     """
     label = np.array([record.label for record in records])
-    corners = cut(films)
+    corners, corners_of_others = cut(films), cut(others)
     if len(corners[0]) != len(records):
         raise ValueError(f"{len(corners[0])} films, {len(records)} records: expected one film a record")
-    carrying = np.zeros((len(CLASSES), len(records)), bool)
-    marks = []
-    for corner, parts in zip(CORNERS, corners, strict=True):
+    carrying, marks = np.zeros((len(CLASSES), len(records)), bool), []
+    marked = np.zeros((len(CLASSES), len(corners_of_others[0])), bool)
+    for corner, parts, other_parts in zip(CORNERS, corners, corners_of_others, strict=True):
         owner, place, window = windows_of(parts)
+        owner_of_others, _, window_of_others = windows_of(other_parts)
         for number, group in joined(window, one_sided(window, owner, label)):
-            some, best = carriers(window, owner, group)
+            some, many = carriers(window[group], window, owner)
             carrying[number, some] = True
-            top, left = place[best].tolist()
-            patients, example = by_class(label[some]), records[owner[best]].path
-            marks.append(Mark(corner, CLASSES[number], patients, example, top, left))
+            marked[number, carriers(window[group], window_of_others, owner_of_others)[0]] = True
+            best = group[many.argmax()]
+            example, (top, left) = records[owner[best]].path, place[best].tolist()
+            marks.append(Mark(corner, CLASSES[number], by_class(label[some]), example, top, left))
     marks.sort(key=lambda mark: (-sum(mark.patients), mark.corner, mark.example))
-    return {
+    found = {
         "patients": by_class(label),
         "carrying": {name: by_class(label[some]) for name, some in zip(CLASSES, carrying, strict=True)},
         "found": [asdict(mark) for mark in marks],
     }
+    return found, marked
 
 
 def by_class(label: Ints) -> tuple[int, int]:
@@ -182,13 +188,13 @@ def joined(window: Floats, sides: Ints) -> Iterator[tuple[int, Ints]]:
             yield from ((number, some[part == group]) for group in range(count))
 
 
-def carriers(window: Floats, owner: Ints, group: Ints) -> tuple[Ints, int]:
-    """The films that have the like of any window of `group`, and the window of it that has the most like it."""
-    has, many = np.zeros(len(window), bool), np.empty(len(group), np.int64)
-    for start, near in alike(window[group], window):
+def carriers(some: Floats, window: Floats, owner: Ints) -> tuple[Ints, Ints]:
+    """The films that have the like of any window of `some` among theirs [D], and how many are like each of `some`."""
+    has, many = np.zeros(len(window), bool), np.empty(len(some), np.int64)
+    for start, near in alike(some, window):
         has |= near.any(0)
         many[start : start + ROWS] = near.sum(1)
-    return np.unique(owner[has]), int(group[many.argmax()])
+    return np.unique(owner[has]), many
 
 
 def alike(some: Floats, window: Floats) -> Iterator[tuple[int, NDArray[np.bool_]]]:

@@ -3,9 +3,11 @@
 Groups    subtype      bacteria or virus, each against all normal films (so specificity is the same in every row)
           native_size  quartiles of width * height in pixels, cut on these films
           colour_mode  as stored in the file (L, RGB, ..)
+          mark         films with a mark in a corner that comes with a class in training, and those without any
 Intervals Wilson for proportions, DeLong for AUROC; both take films as independent.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +72,18 @@ def subgroup_table(
     if width is not None and height is not None:
         area = _column("width", width, truth.size).astype(float) * _column("height", height, truth.size).astype(float)
     return [*_by_subtype(split, kinds), *_by_size(split, area), *_by_mode(split, modes)]
+
+
+def mark_table(
+    label: ArrayLike, probability: ArrayLike, patient: ArrayLike, threshold: float, marked: Mapping[str, ArrayLike],
+    level: float = 0.95,
+) -> list[Subgroup]:  # fmt: skip
+    """A row for films with a mark of each class, `marked` {class: bool [N]}, and one for those with none."""
+    truth, score = checked(label, probability)
+    split = _Split(truth, score, checked_patient(patient, truth.size), threshold, level)
+    parts = {f"one of {name}": _column("marked", mask, truth.size).astype(bool) for name, mask in marked.items()}
+    parts["none"] = ~np.any(list(parts.values()), axis=0)
+    return [_row(split, "mark", name, part) for name, part in parts.items() if part.any()]
 
 
 def _by_subtype(split: _Split, subtype: Strings | None) -> list[Subgroup]:

@@ -1,16 +1,18 @@
 """What is wrong with the films: what `prepare audit=true` prints, and when it ends with 1; a run's audit.json."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pneumonia.data.audit import audit_records, near_copies, standing
 from pneumonia.data.cache import FilmCache
 from pneumonia.data.decode import read_film
 from pneumonia.data.marks import SHOWN, SIDE, one_of_each, one_sided_marks
-from pneumonia.data.records import Record
+from pneumonia.data.records import CLASSES, Record
 from pneumonia.settings import PrepareConfig, usable_cores
 from pneumonia.workflows.films import Films, films_of
 from pneumonia.workflows.record import write_json
@@ -43,14 +45,24 @@ def write_audit(folder: Path, films: Films) -> None:
         write_json(folder / "audit.json", {"near": near_copies_of(films)})
 
 
-def class_marks(root: Path, records: Sequence[Record]) -> dict[str, Any]:
-    """Marks that come with one class; of each patient one film that a net learns from or is chosen by: no label of test
-    is looked at. Films are squashed, since pad moves their corners inwards. Raises BadFilm."""
-    known = [record for record in records if record.split != "test"]
-    chosen = one_of_each(known)
+def class_marks(root: Path, records: Sequence[Record], judged: Sequence[str] = ()) -> dict[str, Any]:
+    """Marks that come with one class, of one film of each patient that a net learns from or is chosen by: no label of
+    test is looked at; `judged`, by class, those of these paths whose films have one. Raises BadFilm.
+
+    Films are squashed, since pad moves their corners inwards.
+    """
+    chosen = one_of_each([record for record in records if record.split != "test"])
     with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
-        films = pool.map(lambda record: read_film(root / record.path, SIDE, "squash"), chosen)
-        return one_sided_marks(chosen, films)
+
+        def films(paths: Sequence[str]) -> Iterator[np.ndarray]:
+            return pool.map(lambda path: read_film(root / path, SIDE, "squash"), paths)
+
+        found, marked = one_sided_marks(chosen, films([record.path for record in chosen]), films(judged))
+    of_judged = {
+        name: [path for path, has in zip(judged, some, strict=True) if has]
+        for name, some in zip(CLASSES, marked, strict=True)
+    }
+    return found | {"judged": of_judged}
 
 
 def leaks(found: dict[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ from pneumonia.workflows.provenance import page_of, repeat_of
 from pneumonia.workflows.record import write_all
 from pneumonia.workflows.sources import Source, read_json, source_of
 from pneumonia.workflows.stressed import stress_evidence
-from pneumonia.workflows.weighing import SCHEMA, rounded, told_rule, weigh
+from pneumonia.workflows.weighing import SCHEMA, rounded, subgroups_by_mark, told_rule, weigh
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         raise UserError(f"{source.file}: {error}") from error
     earlier = earlier_of(source, evidence)
     evidence |= rounded(probes(source, evidence, earlier, config))
+    evidence["subgroups"] += rounded(subgroups_by_mark(source.splits[evidence["judged"]], evidence))
     warn_of_another_choice(source, evidence, earlier)
     evidence["verdict"] = verdict(evidence)
     write_pages(source, evidence, config.operating_point.runs)

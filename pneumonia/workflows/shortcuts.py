@@ -52,14 +52,15 @@ def shortcuts_of(source: Source, judged: str, config: EvaluateConfig) -> dict[st
         "seed": seed,
         "resamples": resamples,
         "rows": [asdict(row) for row in rows],
-        "marks": marks_of(source),
+        "marks": marks_of(source, films.path.tolist()),
     }
 
 
-def marks_of(source: Source) -> dict[str, Any] | None:
-    """Marks that come with one class in the films that the run learnt from; None where these are no longer there."""
+def marks_of(source: Source, judged: Sequence[str]) -> dict[str, Any] | None:
+    """Marks that come with one class in the films that the run learnt from, and which of the `judged` paths have them;
+    None where the films are no longer there."""
     try:
-        return class_marks(source.root or Path(), source.manifest)
+        return class_marks(source.root or Path(), source.manifest, judged)
     except BadFilm as error:
         log.warning(
             "marks in the corners were not looked for: that needs the films that the run learnt from (%s)", error

@@ -26,7 +26,7 @@ from pneumonia.evaluation.metrics import (
     point_metrics,
     reliability_bins,
 )
-from pneumonia.evaluation.subgroups import subgroup_table
+from pneumonia.evaluation.subgroups import mark_table, subgroup_table
 from pneumonia.settings import EvaluateConfig, OperatingPointConfig
 from pneumonia.workflows.locking import Locked, lock
 from pneumonia.workflows.sources import Source, Split, read_json
@@ -204,6 +204,17 @@ def subgroups(split: Split, threshold: float, level: float) -> list[Any]:
         films.label, films.probability, films.patient, threshold, split.subtype, split.width, split.height, split.mode,
         level,
     )  # fmt: skip
+
+
+def subgroups_by_mark(split: Split, evidence: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the judged films with and without marks of one class; none where these were not looked for."""
+    judged = ((evidence["shortcuts"] or {}).get("marks") or {}).get("judged")
+    if judged is None:
+        return []
+    films, threshold, level = split.films, evidence["operating_point"]["threshold"], evidence["options"]["level"]
+    marked = {name: np.isin(films.path, paths) for name, paths in judged.items()}
+    rows = mark_table(films.label, films.probability, films.patient, threshold, marked, level)
+    return [asdict(row) for row in rows]
 
 
 def abstention(source: Source, judged: str, locked: Locked, config: EvaluateConfig) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A marker in one class, learnt by a net that is really trained, is found by the shortcut audit; its absence is too."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +45,9 @@ def test_a_marker_in_one_class_is_found(command: Command, tmp_path: Path) -> Non
     page, text = ((tmp_path / "run" / f"report.{kind}").read_text() for kind in ("html", "md"))
     assert told.replace(",", "") in text.replace(",", "").replace("\\_", "_")
     assert 'alt="The lower left corner of train/PNEUMONIA/person' in page and "| lower left | 0 | " in text
+    groups = {row["name"]: row for row in json.loads((tmp_path / "run" / "evidence.json").read_text())["subgroups"]}
+    assert groups["one of PNEUMONIA"]["positives"] == groups["one of PNEUMONIA"]["n"] > 5
+    assert "| mark | one of PNEUMONIA | " in text
 
 
 @pytest.mark.slow

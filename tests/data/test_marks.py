@@ -66,7 +66,7 @@ def lettered(
 
 
 def test_clean_films_have_none(records: list[Record], films: np.ndarray, label: np.ndarray) -> None:
-    found = one_sided_marks(records, films)
+    found, _ = one_sided_marks(records, films)
     assert found["found"] == [] and set(found["carrying"].values()) == {(0, 0)}
     assert found["patients"] == ((label == 0).sum(), (label == 1).sum())
 
@@ -81,7 +81,7 @@ def test_a_letter_in_one_class_is_found_where_it_stands(
         down if "upper" in corner else SIDE - HEIGHT + down,
         right if "left" in corner else SIDE - WIDTH + right,
     )
-    found = one_sided_marks(records, lettered(films, label == number, top, left))
+    found, _ = one_sided_marks(records, lettered(films, label == number, top, left))
     assert {(mark["corner"], mark["comes_with"]) for mark in found["found"]} == {(corner, name)}
     own, other = (found["carrying"][name][k] for k in (number, 1 - number))
     assert own > 0.25 * (label == number).sum() and other < 0.1 * own
@@ -95,7 +95,7 @@ def test_a_letter_in_one_class_is_found_where_it_stands(
 
 def test_a_letter_in_both_classes_is_no_mark(records: list[Record], films: np.ndarray) -> None:
     spoiled = lettered(films, np.ones(len(records), bool), SIDE - 24, SIDE - 24)
-    assert one_sided_marks(records, spoiled)["found"] == []
+    assert one_sided_marks(records, spoiled)[0]["found"] == []
 
 
 def test_a_second_letter_is_seen_beside_a_brighter_one_on_black() -> None:
@@ -103,7 +103,7 @@ def test_a_second_letter_is_seen_beside_a_brighter_one_on_black() -> None:
     label = np.arange(200) % 2
     black = np.zeros((200, SIDE, SIDE), np.uint8)
     films = lettered(lettered(black, label >= 0, 10, 5), label == 1, 10, 30, LETTER[::-1], grey=150)
-    found = one_sided_marks([Record(f"{k}.png", int(y), str(k)) for k, y in enumerate(label)], films)
+    found, _ = one_sided_marks([Record(f"{k}.png", int(y), str(k)) for k, y in enumerate(label)], films)
     assert found["carrying"]["PNEUMONIA"][0] == 0 and found["carrying"]["PNEUMONIA"][1] > 50
 
 
@@ -139,11 +139,23 @@ def test_sides_are_those_of_the_plain_count(records: list[Record], films: np.nda
     assert 0 in plain and -1 in plain
 
 
+def test_other_films_with_such_a_mark_are_told_whatever_their_class(
+    records: list[Record], films: np.ndarray, label: np.ndarray
+) -> None:
+    half = np.arange(len(label)) % 2 == 0
+    spoiled = lettered(films, (label == 1) | half, 10, 12)
+    known = np.flatnonzero(label == 1).tolist() + np.flatnonzero((label == 0) & ~half).tolist()
+    others = np.flatnonzero(label == 0)
+    _, marked = one_sided_marks([records[k] for k in known], spoiled[known], spoiled[others])
+    assert not marked[0].any() and not marked[1][~half[others]].any()
+    assert marked[1][half[others]].mean() > 0.25
+
+
 def test_one_class_alone_has_no_marks(records: list[Record], films: np.ndarray, label: np.ndarray) -> None:
     ill = np.flatnonzero(label)
     spoiled = lettered(films, label == 1, 10, 10)
-    assert one_sided_marks([records[k] for k in ill], spoiled[ill])["found"] == []
-    assert one_sided_marks([], [])["patients"] == (0, 0)
+    assert one_sided_marks([records[k] for k in ill], spoiled[ill])[0]["found"] == []
+    assert one_sided_marks([], [])[0]["patients"] == (0, 0)
 
 
 def test_test_films_are_not_looked_at(folder: Path, tmp_path: Path) -> None:

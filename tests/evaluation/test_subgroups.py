@@ -3,7 +3,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from pneumonia.evaluation.intervals import delong, wilson
-from pneumonia.evaluation.subgroups import subgroup_table
+from pneumonia.evaluation.subgroups import mark_table, subgroup_table
 
 
 @pytest.fixture
@@ -95,3 +95,18 @@ def test_a_column_of_another_length_is_refused(columns):
     columns["mode"] = columns["mode"][:10]
     with pytest.raises(ValueError, match=r"mode has shape \(10,\): expected \(240,\)"):
         subgroup_table(threshold=0.5, **columns)
+
+
+def test_marked_films_stand_beside_those_without(columns):
+    label, probability, patient = (columns[name] for name in ("label", "probability", "patient"))
+    rng = np.random.default_rng(1)
+    marked = {"NORMAL": np.zeros(240, bool), "PNEUMONIA": rng.random(240) < 0.3}
+    one, none = mark_table(label, probability, patient, 0.5, marked)
+    assert (one.name, one.n, none.name, none.n) == ("one of PNEUMONIA", marked["PNEUMONIA"].sum(), "none", 240 - one.n)
+    normal = marked["PNEUMONIA"] & (label == 0)
+    spared = int((probability[normal] < 0.5).sum())
+    assert one.specificity.value == spared / normal.sum() and one.specificity.interval == wilson(spared, normal.sum())
+    both = mark_table(label, probability, patient, 0.5, {"NORMAL": label == 0, "PNEUMONIA": marked["PNEUMONIA"]})
+    assert [row.n for row in both] == [(label == 0).sum(), one.n, (~marked["PNEUMONIA"] & (label == 1)).sum()]
+    with pytest.raises(ValueError, match="marked has shape"):
+        mark_table(label, probability, patient, 0.5, {"NORMAL": np.zeros(3, bool)})
