@@ -1,19 +1,22 @@
-"""Marks that come with one class: burnt-in letters, times and voltages, clips and lines in the corners of films.
+"""Marks in films' corners that come with one class: burnt-in letters, times and voltages, lines, how the child lies.
 
 A net learns them, and all else that their machine or ward does to a film, with the class (Zech et al. 2018,
 doi:10.1371/journal.pmed.1002683), and no split of the same films shows it. Nobody has to know what to look for:
 
-Windows    of each corner the PEAKS places of the most contrast: a mark is in the middle of one of its own, wherever it
-           stands, unless brighter ones take all places.
+Windows    around the PEAKS places of each corner that can least be shifted without a change, in any direction (smaller
+           eigenvalue of the structure tensor, Shi and Tomasi 1994, doi:10.1109/CVPR.1994.323794): strokes of letters,
+           not straight edges, wherever they stand.
 Alike      two windows of one corner whose correlation is above ALIKE.
 One-sided  a window whose like is on a share of one class's films and on hardly any of the other's: at least ONE_SIDED
            of the sum of both shares, and more than chance tells (Fisher's exact test, Bonferroni over all windows).
 Marks      one-sided windows of one corner and class, joined where alike, with all films that have the like of one.
+Carrying   how many patients have a mark is counted on the half of them that the marks were not found on, both ways: on
+           the films that chose the marks the other class has hardly any by choice.
 
 A mark is found by being on many films: fewer films show fewer marks, and none found is no proof that there is none.
 
 Layout     films uint8 [SIDE, SIDE], one a patient; windows float32 [D, pixels] of mean 0 and length 1, with the film
-           [D] of each.
+           and the place [D] of each.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,24 +33,25 @@ from pneumonia.data.split import groups_of
 Film = NDArray[np.uint8]  # [SIDE, SIDE]
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
 SIDE = 224  # pixels, whatever a net is given: at 112 letters can't be told from each other
 WINDOW = (9, 13)  # pixels, height and width, odd: a letter or two
 HEIGHT, WIDTH = 40, 48  # pixels of a corner
 CORNERS = {
-    "upper left": (slice(None, HEIGHT), slice(None, WIDTH)),
-    "upper right": (slice(None, HEIGHT), slice(-WIDTH, None)),
-    "lower left": (slice(-HEIGHT, None), slice(None, WIDTH)),
-    "lower right": (slice(-HEIGHT, None), slice(-WIDTH, None)),
+    "upper left": (slice(0, HEIGHT), slice(0, WIDTH)),
+    "upper right": (slice(0, HEIGHT), slice(SIDE - WIDTH, SIDE)),
+    "lower left": (slice(SIDE - HEIGHT, SIDE), slice(0, WIDTH)),
+    "lower right": (slice(SIDE - HEIGHT, SIDE), slice(SIDE - WIDTH, SIDE)),
 }
-AROUND = (4, 6)  # pixels up and down, left and right
+BLOCK = 5  # pixels a side that a structure tensor is of
+AROUND = (4, 6)  # pixels up and down, left and right, within which one place is taken
 PEAKS = 4  # windows of a corner
-FLAT = 20.0  # grey levels: a window whose deviation is below it holds no mark
+FLAT = 200.0  # squared grey levels: a smaller eigenvalue below it is no mark's
 ALIKE = 0.75
 ONE_SIDED = 0.95
 CHANCE = 0.01  # of any mark at all where the classes are dealt to the films at random
 FILMS = 8000  # at most: the time goes with the square
-SHOWN = 20  # marks that are told one by one
 ROWS = 512  # windows that are compared at once
 
 
@@ -64,49 +68,65 @@ class Mark:
     left: int
 
 
+@dataclass(frozen=True)
+class Windows:
+    """Of one corner of N films: the film [D], ascending, the place in the corner [D, 2] and the window [D, pixels]."""
+
+    films: int
+    owner: Ints
+    place: Ints
+    window: Floats
+
+    def of(self, some: Mask) -> "Windows":
+        """Those of some of the films, bool [N], which are numbered anew."""
+        kept = some[self.owner]
+        owner = (np.cumsum(some) - 1)[self.owner[kept]]
+        return Windows(int(some.sum()), owner, self.place[kept], self.window[kept])
+
+
 def one_of_each(records: Sequence[Record]) -> list[Record]:
-    """One film of each patient (of films that share a patient or their bytes), drawn from seed 0; at most FILMS. So
-    that a patient with many films is no more likely to have a mark."""
+    """One film of each patient (of films that share a patient or their bytes), of FILMS patients at most, all drawn
+    from seed 0: a patient with many films is no more likely to have a mark."""
     if not records:
         return []
-    group = groups_of(records)
-    drawn = np.random.default_rng(0).permutation(len(records))
-    _, first = np.unique(group[drawn], return_index=True)
-    return [records[place] for place in sorted(drawn[np.sort(first)[:FILMS]])]
+    rng, group = np.random.default_rng(0), groups_of(records)
+    drawn = rng.permutation(len(records))
+    film = drawn[np.unique(group[drawn], return_index=True)[1]]
+    return [records[place] for place in sorted(rng.permutation(film)[:FILMS])]
 
 
 def one_sided_marks(
     records: Sequence[Record], films: Iterable[Film], others: Iterable[Film] = ()
-) -> tuple[dict[str, Any], NDArray[np.bool_]]:
+) -> tuple[dict[str, Any], Mask]:
     """The marks of these films, one a patient, as plain values, and which of M other films have a mark that comes with
     normal, with pneumonia: bool [2, M].
 
-    Numbers of patients are (normal, pneumonia); `carrying` is how many have any mark that comes with either. 3,654
-    films take 10 s on one core. Raises ValueError for films of another size or number.
+    Numbers of patients are (normal, pneumonia); `carrying` is how many have any mark that comes with either, as the
+    other half of them shows it. 3,654 films take 15 s on one core. Raises ValueError for films of another size or
+    number.
     """
     label = np.array([record.label for record in records])
-    corners, corners_of_others = cut(films), cut(others)
-    if len(corners[0]) != len(records):
-        raise ValueError(f"{len(corners[0])} films, {len(records)} records: expected one film a record")
-    carrying, marks = np.zeros((len(CLASSES), len(records)), bool), []
-    marked = np.zeros((len(CLASSES), len(corners_of_others[0])), bool)
-    for corner, parts, other_parts in zip(CORNERS, corners, corners_of_others, strict=True):
-        owner, place, window = windows_of(parts)
-        owner_of_others, _, window_of_others = windows_of(other_parts)
-        for number, group in joined(window, one_sided(window, owner, label)):
-            some, many = carriers(window[group], window, owner)
-            carrying[number, some] = True
-            marked[number, carriers(window[group], window_of_others, owner_of_others)[0]] = True
-            best = group[many.argmax()]
-            example, (top, left) = records[owner[best]].path, place[best].tolist()
-            marks.append(Mark(corner, CLASSES[number], by_class(label[some]), example, top, left))
+    known, count = windows_of(films), len(records)
+    if any(part.films != count for part in known.values()):
+        raise ValueError(f"{known['upper left'].films} films, {count} records: expected one film a record")
+    marks = []
+    for corner, number, group in sided(known, label):
+        part = known[corner]
+        has, many = carriers(part.window[group], part)
+        best = group[many.argmax()]
+        example, (top, left) = records[part.owner[best]].path, part.place[best].tolist()
+        marks.append(Mark(corner, CLASSES[number], by_class(label[has]), example, top, left))
     marks.sort(key=lambda mark: (-sum(mark.patients), mark.corner, mark.example))
-    found = {
+    half, carrying = np.random.default_rng(0).permutation(count) % 2 == 0, np.zeros((len(CLASSES), count), bool)
+    for chosen in (half, ~half):
+        found_on, rest = ({corner: part.of(some) for corner, part in known.items()} for some in (chosen, ~chosen))
+        carrying[:, ~chosen] = marked(found_on, label[chosen], rest)
+    told = {
         "patients": by_class(label),
         "carrying": {name: by_class(label[some]) for name, some in zip(CLASSES, carrying, strict=True)},
         "found": [asdict(mark) for mark in marks],
     }
-    return found, marked
+    return told, marked(known, label, windows_of(others))
 
 
 def by_class(label: Ints) -> tuple[int, int]:
@@ -114,41 +134,60 @@ def by_class(label: Ints) -> tuple[int, int]:
     return int((label == 0).sum()), int((label == 1).sum())
 
 
-def cut(films: Iterable[Film]) -> list[list[Film]]:
-    """The corners of all films, those of one of CORNERS together; the films themselves are not kept."""
-    parts: list[list[Film]] = [[] for _ in CORNERS]
-    for film in films:
+def windows_of(films: Iterable[Film]) -> dict[str, Windows]:
+    """The windows of each corner; the films are read once and not kept."""
+    owner: dict[str, list[int]] = {corner: [] for corner in CORNERS}
+    place: dict[str, list[tuple[int, int]]] = {corner: [] for corner in CORNERS}
+    window = {corner: [np.empty((0, WINDOW[0] * WINDOW[1]), np.float32)] for corner in CORNERS}
+    number = -1
+    for number, film in enumerate(films):
         if film.shape != (SIDE, SIDE):
             raise ValueError(f"a film is {film.shape}: expected ({SIDE}, {SIDE})")
-        for part, place in zip(parts, CORNERS.values(), strict=True):
-            part.append(film[place].copy())
-    return parts
+        grey = film.astype(np.float32)
+        for corner, (top, left) in places(grey):
+            cut = grey[top : top + WINDOW[0], left : left + WINDOW[1]].reshape(1, -1)
+            cut = cut - cut.mean()
+            owner[corner].append(number)
+            place[corner].append((top - CORNERS[corner][0].start, left - CORNERS[corner][1].start))
+            window[corner].append(cut / np.linalg.norm(cut))
+    return {
+        corner: Windows(
+            number + 1, np.array(owner[corner], np.int64), np.array(place[corner], np.int64).reshape(-1, 2),
+            np.concatenate(window[corner]),
+        )
+        for corner in CORNERS
+    }  # fmt: skip
 
 
-def windows_of(corners: Sequence[Film]) -> tuple[Ints, Ints, Floats]:
-    """The film [D], the place [D, 2] in its corner and the window of each of the PEAKS of every corner."""
-    owner, places, windows = [], [], [np.empty((0, WINDOW[0] * WINDOW[1]), np.float32)]
-    for number, corner in enumerate(corners):
-        grey = corner.astype(np.float32)
-        for top, left in peaks(grey):
-            window = grey[top : top + WINDOW[0], left : left + WINDOW[1]].reshape(1, -1)
-            window = window - window.mean()
-            owner.append(number)
-            places.append((top, left))
-            windows.append(window / np.linalg.norm(window))
-    return np.array(owner, np.int64), np.array(places, np.int64).reshape(-1, 2), np.concatenate(windows)
-
-
-def peaks(grey: Floats) -> Ints:
-    """(top, left) of the windows [n, 2] of a corner [HEIGHT, WIDTH] whose variance, weighted towards their middle, is
-    the highest within AROUND; PEAKS at most, the highest first."""
-    mean, square = (cv2.GaussianBlur(plane, (0, 0), WINDOW[1] / 4, sigmaY=WINDOW[0] / 4) for plane in (grey, grey**2))
+def places(grey: Floats) -> Iterator[tuple[str, tuple[int, int]]]:
+    """(corner, (top, left) in the film) of the windows of a film [SIDE, SIDE], PEAKS a corner, the highest first."""
     down, right = (side // 2 for side in WINDOW)
-    variance = (square - mean**2)[down : HEIGHT - down, right : WIDTH - right]
+    held = cv2.cornerMinEigenVal(grey, BLOCK)[down : SIDE - down, right : SIDE - right]
     near = np.ones([2 * reach + 1 for reach in AROUND], np.uint8)
-    highest = variance == cv2.dilate(variance, near, borderType=cv2.BORDER_CONSTANT, borderValue=0.0)
-    places = np.argwhere(highest & (variance > FLAT**2))
-    return places[np.argsort(-variance[tuple(places.T)], kind="stable")[:PEAKS]]
+    for corner, (rows, columns) in CORNERS.items():
+        inside = slice(rows.start, rows.stop - 2 * down), slice(columns.start, columns.stop - 2 * right)
+        part, highest = held[inside], cv2.dilate(held, near)[inside]
+        found = np.argwhere((part == highest) & (part > FLAT))
+        kept: list[Ints] = []
+        for at in found[np.argsort(-part[tuple(found.T)], kind="stable")]:
+            if len(kept) < PEAKS and all((abs(at - other) > AROUND).any() for other in kept):
+                kept.append(at)
+                yield corner, (int(at[0]) + rows.start, int(at[1]) + columns.start)
+
+
+def sided(known: dict[str, Windows], label: Ints) -> Iterator[tuple[str, int, Ints]]:
+    """(corner, class, windows) of each mark: one-sided windows that are alike, in any chain."""
+    from scipy.sparse import csr_matrix, vstack
+    from scipy.sparse.csgraph import connected_components
+
+    for corner, part in known.items():
+        sides = one_sided(part.window, part.owner, label)
+        for number in range(len(CLASSES)):
+            some = np.flatnonzero(sides == number)
+            if len(some):
+                graph = vstack([csr_matrix(near) for _, near in alike(part.window[some], part.window[some])])
+                count, group = connected_components(graph, directed=False)
+                yield from ((corner, number, some[group == k]) for k in range(count))
 
 
 def one_sided(window: Floats, owner: Ints, label: Ints) -> Ints:
@@ -175,29 +214,25 @@ def one_sided(window: Floats, owner: Ints, label: Ints) -> Ints:
     return sides
 
 
-def joined(window: Floats, sides: Ints) -> Iterator[tuple[int, Ints]]:
-    """(class, windows) of each mark: one-sided windows of a class that are alike, in any chain."""
-    from scipy.sparse import csr_matrix, vstack
-    from scipy.sparse.csgraph import connected_components
-
-    for number in range(len(CLASSES)):
-        some = np.flatnonzero(sides == number)
-        if len(some):
-            graph = vstack([csr_matrix(near) for _, near in alike(window[some], window[some])])
-            count, part = connected_components(graph, directed=False)
-            yield from ((number, some[part == group]) for group in range(count))
+def marked(known: dict[str, Windows], label: Ints, others: dict[str, Windows]) -> Mask:
+    """Which of the M films of `others` have the like of a mark of the known films [N] of normal, of pneumonia: bool
+    [2, M]."""
+    has = np.zeros((len(CLASSES), others["upper left"].films), bool)
+    for corner, number, group in sided(known, label):
+        has[number, carriers(known[corner].window[group], others[corner])[0]] = True
+    return has
 
 
-def carriers(some: Floats, window: Floats, owner: Ints) -> tuple[Ints, Ints]:
-    """The films that have the like of any window of `some` among theirs [D], and how many are like each of `some`."""
-    has, many = np.zeros(len(window), bool), np.empty(len(some), np.int64)
-    for start, near in alike(some, window):
+def carriers(some: Floats, among: Windows) -> tuple[Ints, Ints]:
+    """The films that have the like of any window of `some` among theirs, and how many are like each of `some`."""
+    has, many = np.zeros(len(among.window), bool), np.empty(len(some), np.int64)
+    for start, near in alike(some, among.window):
         has |= near.any(0)
         many[start : start + ROWS] = near.sum(1)
-    return np.unique(owner[has]), many
+    return np.unique(among.owner[has]), many
 
 
-def alike(some: Floats, window: Floats) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+def alike(some: Floats, window: Floats) -> Iterator[tuple[int, Mask]]:
     """(start, bool [ROWS, D]): which windows are like each of `some`, ROWS of these at a time."""
     for start in range(0, len(some), ROWS):
         yield start, some[start : start + ROWS] @ window.T > ALIKE

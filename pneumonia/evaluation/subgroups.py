@@ -3,7 +3,8 @@
 Groups    subtype      bacteria or virus, each against all normal films (so specificity is the same in every row)
           native_size  quartiles of width * height in pixels, cut on these films
           colour_mode  as stored in the file (L, RGB, ..)
-          mark         films with a mark in a corner that comes with a class in training, and those without any
+          mark         films with a mark in a corner that comes with normal, or with pneumonia, on other films; one may
+                       have both
 Intervals Wilson for proportions, DeLong for AUROC; both take films as independent.
 """
 
@@ -81,8 +82,10 @@ def mark_table(
     """A row for films with a mark of each class, `marked` {class: bool [N]}, and one for those with none."""
     truth, score = checked(label, probability)
     split = _Split(truth, score, checked_patient(patient, truth.size), threshold, level)
-    parts = {f"one of {name}": _column("marked", mask, truth.size).astype(bool) for name, mask in marked.items()}
-    parts["none"] = ~np.any(list(parts.values()), axis=0)
+    parts = {
+        f"a mark of {name.lower()}": _column("marked", mask, truth.size).astype(bool) for name, mask in marked.items()
+    }
+    parts["no mark"] = ~np.any(list(parts.values()), axis=0)
     return [_row(split, "mark", name, part) for name, part in parts.items() if part.any()]
 
 

@@ -227,9 +227,9 @@ def marked(evidence: Evidence) -> Iterator[tuple[str, str]]:
         patients, others = found["patients"][number], found["patients"][1 - number]
         if own > MARKED * patients:
             first = next(mark for mark in found["found"] if mark["comes_with"] == name)
-            text = f"Marks in the corners come with {name}: at least {own:,} of its {patients:,} patients have one, "
-            text += f"{other:,} of the {others:,} others ({first['corner']}, as in {first['example']}). "
-            yield "warning", f"{text}A net can learn them."
+            text = f"Marks in the corners (letters, lines, how the child lies) come with {name}: {own:,} of its "
+            text += f"{patients:,} patients have one, and {other:,} of the {others:,} others. A net can learn them. "
+            yield "warning", f"{text}On the most patients: {first['corner']}, as in {first['example']}."
 
 
 def stressed(evidence: Evidence) -> Iterator[tuple[str, str]]:

@@ -11,13 +11,15 @@ import numpy as np
 from pneumonia.data.audit import audit_records, near_copies, standing
 from pneumonia.data.cache import FilmCache
 from pneumonia.data.decode import read_film
-from pneumonia.data.marks import SHOWN, SIDE, one_of_each, one_sided_marks
+from pneumonia.data.marks import SIDE, one_of_each, one_sided_marks
 from pneumonia.data.records import CLASSES, Record
 from pneumonia.settings import PrepareConfig, usable_cores
 from pneumonia.workflows.films import Films, films_of
 from pneumonia.workflows.record import write_json
 
 log = logging.getLogger(__name__)
+
+SHOWN = 20  # marks that are told one by one
 
 
 def audit_films(config: PrepareConfig) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def class_marks(root: Path, records: Sequence[Record], judged: Sequence[str] = (
     with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
 
         def films(paths: Sequence[str]) -> Iterator[np.ndarray]:
-            return pool.map(lambda path: read_film(root / path, SIDE, "squash"), paths)
+            yield from pool.map(lambda path: read_film(root / path, SIDE, "squash"), paths)
 
         found, marked = one_sided_marks(chosen, films([record.path for record in chosen]), films(judged))
     of_judged = {
@@ -107,11 +109,12 @@ def describe(found: dict[str, Any], patient_key: str, skipped: list[tuple[str, s
 
 
 def describe_marks(found: dict[str, Any]) -> None:
-    """How many patients carry the marks of each class at least, and the first SHOWN marks."""
+    """How many patients carry the marks of each class, and the first SHOWN marks."""
     total = found["patients"]
     log.info("marks in the corners that come with one class, one film of each of %s patients:", f"{sum(total):,}")
+    log.info("(found on one half of the patients and counted on the other, both ways; below, found and counted on all)")
     for name, carrying in found["carrying"].items():
-        log.info("  those of %-9s  at least %s", name, of_patients(carrying, total))
+        log.info("  those of %-9s  %s", name, of_patients(carrying, total))
     for mark in found["found"][:SHOWN]:
         log.info("  %-11s  %s, as in %s", mark["corner"], of_patients(mark["patients"], total), mark["example"])
     if more := len(found["found"][SHOWN:]):

@@ -12,10 +12,11 @@ import yaml
 from PIL.Image import DecompressionBombError
 
 from pneumonia.data.decode import BadFilm, read_film
-from pneumonia.data.marks import CORNERS, SHOWN, WINDOW
+from pneumonia.data.marks import CORNERS, WINDOW
 from pneumonia.data.marks import SIDE as MARK_SIDE
 from pneumonia.report.evidence_figures import inline_film, inline_framed, inline_sheet
 from pneumonia.report.figures import Film
+from pneumonia.workflows.audit import SHOWN
 from pneumonia.workflows.sources import Source, class_name, read_json
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ def page_of(source: Source, evidence: Mapping[str, Any], runs: Sequence[str]) ->
         "kermany": "Kermany" in source.credit,
         "sheets": sheets_of(source.folder, evidence["operating_point"]["threshold"]),
         "mistakes": [mistake | {"picture": picture_of(source, mistake["path"])} for mistake in named(evidence)],
-        "marks": [mark | {"picture": corner_of(source, mark)} for mark in class_marks(evidence)[:SHOWN]],
+        "marks": [mark | {"picture": corner_of(source, mark)} for mark in found_marks(evidence)[:SHOWN]],
     }
 
 
@@ -124,7 +125,7 @@ def named(evidence: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def class_marks(evidence: Mapping[str, Any]) -> list[dict[str, Any]]:
+def found_marks(evidence: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The marks that come with one class; none where shortcuts were not looked for, or by a version without them."""
     found: list[dict[str, Any]] = ((evidence["shortcuts"] or {}).get("marks") or {}).get("found", [])
     return found

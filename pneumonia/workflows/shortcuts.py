@@ -8,7 +8,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,15 +51,16 @@ def shortcuts_of(source: Source, judged: str, config: EvaluateConfig) -> dict[st
         "seed": seed,
         "resamples": resamples,
         "rows": [asdict(row) for row in rows],
-        "marks": marks_of(source, films.path.tolist()),
+        "marks": marks_of(source, films.path.tolist() if judged == "test" else []),
     }
 
 
 def marks_of(source: Source, judged: Sequence[str]) -> dict[str, Any] | None:
     """Marks that come with one class in the films that the run learnt from, and which of the `judged` paths have them;
     None where the films are no longer there."""
+    assert source.root is not None  # else the judged films could not have been read
     try:
-        return class_marks(source.root or Path(), source.manifest, judged)
+        return class_marks(source.root, source.manifest, judged)
     except BadFilm as error:
         log.warning(
             "marks in the corners were not looked for: that needs the films that the run learnt from (%s)", error

@@ -39,15 +39,15 @@ def test_a_marker_in_one_class_is_found(command: Command, tmp_path: Path) -> Non
     assert auroc > 0.95
     assert any("With the centre blanked the model still reaches" in text for text in warnings)
     assert any("With the corners masked, where markers sit, AUROC falls" in text for text in warnings)
-    [told] = [text for text in warnings if "Marks in the corners come with PNEUMONIA" in text]
-    assert "(lower left, as in train/PNEUMONIA/person" in told
+    [told] = [text for text in warnings if "how the child lies) come with PNEUMONIA" in text]
+    assert "On the most patients: " in told
     command("evaluate", f"run={tmp_path / 'run'}", "shortcuts=true", "resamples=100")
     page, text = ((tmp_path / "run" / f"report.{kind}").read_text() for kind in ("html", "md"))
     assert told.replace(",", "") in text.replace(",", "").replace("\\_", "_")
     assert 'alt="The lower left corner of train/PNEUMONIA/person' in page and "| lower left | 0 | " in text
     groups = {row["name"]: row for row in json.loads((tmp_path / "run" / "evidence.json").read_text())["subgroups"]}
-    assert groups["one of PNEUMONIA"]["positives"] == groups["one of PNEUMONIA"]["n"] > 5
-    assert "| mark | one of PNEUMONIA | " in text
+    assert groups["a mark of pneumonia"]["positives"] == groups["a mark of pneumonia"]["n"] > 5
+    assert "| mark | a mark of pneumonia | " in text
 
 
 @pytest.mark.slow

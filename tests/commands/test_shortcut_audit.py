@@ -114,7 +114,8 @@ def test_marks_are_warned_of_above_a_twentieth_of_a_class(carry: int, warned: bo
     found = {"patients": [1000, 2000], "carrying": {"NORMAL": [carry, 1], "PNEUMONIA": [0, 0]}, "found": [mark]}
     texts = [text for _, text in marked({"shortcuts": {"marks": found}})]
     expected = (
-        "Marks in the corners come with NORMAL: at least 51 of its 1,000 patients have one, 1 of the 2,000 others"
+        "Marks in the corners (letters, lines, how the child lies) come with NORMAL: 51 of its 1,000 patients have "
+        "one, and 1 of the 2,000 others."
     )
     assert bool(texts) == warned and all(text.startswith(expected) for text in texts)
     assert not list(marked({"shortcuts": {"rows": []}})) and not list(marked({"shortcuts": None}))

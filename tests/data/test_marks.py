@@ -82,9 +82,12 @@ def test_a_letter_in_one_class_is_found_where_it_stands(
         right if "left" in corner else SIDE - WIDTH + right,
     )
     found, _ = one_sided_marks(records, lettered(films, label == number, top, left))
-    assert {(mark["corner"], mark["comes_with"]) for mark in found["found"]} == {(corner, name)}
+    assert {mark["corner"] for mark in found["found"]} == {
+        corner
+    }  # it may hide a phantom's own L or R, which then is one
+    assert found["found"][0]["comes_with"] == name
     own, other = (found["carrying"][name][k] for k in (number, 1 - number))
-    assert own > 0.25 * (label == number).sum() and other < 0.1 * own
+    assert own > 0.6 * (label == number).sum() and other < 0.05 * own
     first = found["found"][0]
     assert down - 9 < first["top"] < down + 14 and right - 13 < first["left"] < right + 7  # they overlap
     assert next(r for r in records if r.path == first["example"]).label == number
@@ -98,13 +101,16 @@ def test_a_letter_in_both_classes_is_no_mark(records: list[Record], films: np.nd
     assert one_sided_marks(records, spoiled)[0]["found"] == []
 
 
-def test_a_second_letter_is_seen_beside_a_brighter_one_on_black() -> None:
-    """Without noise, where windows around the brighter letter could take all four places."""
+def test_an_edge_without_noise_takes_no_place_from_a_letter() -> None:
+    """A collimator's edge has the same contrast all along; a letter beside it that is less bright is found."""
     label = np.arange(200) % 2
     black = np.zeros((200, SIDE, SIDE), np.uint8)
-    films = lettered(lettered(black, label >= 0, 10, 5), label == 1, 10, 30, LETTER[::-1], grey=150)
-    found, _ = one_sided_marks([Record(f"{k}.png", int(y), str(k)) for k, y in enumerate(label)], films)
-    assert found["carrying"]["PNEUMONIA"][0] == 0 and found["carrying"]["PNEUMONIA"][1] > 50
+    black[:, :, 40:] = 220
+    found, _ = one_sided_marks(
+        [Record(f"{k}.png", int(y), str(k)) for k, y in enumerate(label)],
+        lettered(lettered(black, label >= 0, 10, 5, LETTER[::-1]), label == 1, 10, 22, grey=150),
+    )
+    assert found["carrying"] == {"NORMAL": (0, 0), "PNEUMONIA": (0, 100)}
 
 
 def test_each_patient_has_one_film_and_copies_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,9 +129,8 @@ def test_each_patient_has_one_film_and_copies_count_once(monkeypatch: pytest.Mon
 def test_sides_are_those_of_the_plain_count(records: list[Record], films: np.ndarray, label: np.ndarray) -> None:
     from scipy.stats import fisher_exact
 
-    rows, columns = CORNERS["lower right"]
-    part = lettered(films, label == 0, SIDE - 24, SIDE - 24)[:, rows, columns]
-    owner, _, window = windows_of(list(part))
+    part = windows_of(lettered(films, label == 0, SIDE - 24, SIDE - 24))["lower right"]
+    owner, window = part.owner, part.window
     total, plain = [int((label == k).sum()) for k in (0, 1)], []
     for one in window:
         near = {*owner[window @ one > ALIKE].tolist()}
@@ -148,7 +153,7 @@ def test_other_films_with_such_a_mark_are_told_whatever_their_class(
     others = np.flatnonzero(label == 0)
     _, marked = one_sided_marks([records[k] for k in known], spoiled[known], spoiled[others])
     assert not marked[0].any() and not marked[1][~half[others]].any()
-    assert marked[1][half[others]].mean() > 0.25
+    assert marked[1][half[others]].mean() > 0.6
 
 
 def test_one_class_alone_has_no_marks(records: list[Record], films: np.ndarray, label: np.ndarray) -> None:
@@ -185,9 +190,22 @@ def test_prepare_tells_them(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         describe_marks(found)
     assert "one film of each of 1,230 patients" in caplog.text and "and 3 more" in caplog.text
-    assert "those of NORMAL     at least 12 of 1,200 normal patients, 0 of 30 with pneumonia" in caplog.text
+    assert "those of NORMAL     12 of 1,200 normal patients, 0 of 30 with pneumonia" in caplog.text
     assert "border_swap=0.8" in caplog.text
     assert caplog.text.count("lower left   12 of 1,200 normal patients, 0 of 30 with pneumonia, as in a.png") == 20
+
+
+def test_the_other_class_is_counted_on_films_that_did_not_choose_the_marks() -> None:
+    """A letter on nine in ten films of one class and two in a hundred of the other."""
+    rng = np.random.default_rng(0)
+    films = np.zeros((400, SIDE, SIDE), np.uint8)
+    label = np.arange(400) % 2
+    for k in range(400):
+        if rng.random() < (0.9 if label[k] else 0.02):
+            films[k] = lettered(films[k : k + 1], np.ones(1, bool), 10, 12)[0]
+    found, _ = one_sided_marks([Record(f"{k}.png", int(y), str(k)) for k, y in enumerate(label)], films)
+    has = films.max((1, 2)) > 0
+    assert found["carrying"]["PNEUMONIA"] == ((has & (label == 0)).sum(), (has & (label == 1)).sum())
 
 
 @pytest.mark.slow

@@ -102,7 +102,8 @@ def test_marked_films_stand_beside_those_without(columns):
     rng = np.random.default_rng(1)
     marked = {"NORMAL": np.zeros(240, bool), "PNEUMONIA": rng.random(240) < 0.3}
     one, none = mark_table(label, probability, patient, 0.5, marked)
-    assert (one.name, one.n, none.name, none.n) == ("one of PNEUMONIA", marked["PNEUMONIA"].sum(), "none", 240 - one.n)
+    assert (one.name, one.n) == ("a mark of pneumonia", marked["PNEUMONIA"].sum())
+    assert (none.name, none.n) == ("no mark", 240 - one.n)
     normal = marked["PNEUMONIA"] & (label == 0)
     spared = int((probability[normal] < 0.5).sum())
     assert one.specificity.value == spared / normal.sum() and one.specificity.interval == wilson(spared, normal.sum())
