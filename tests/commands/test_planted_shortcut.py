@@ -48,6 +48,10 @@ def test_a_marker_in_one_class_is_found(command: Command, tmp_path: Path) -> Non
     groups = {row["name"]: row for row in json.loads((tmp_path / "run" / "evidence.json").read_text())["subgroups"]}
     assert groups["a mark of pneumonia"]["positives"] == groups["a mark of pneumonia"]["n"] > 5
     assert "| mark | a mark of pneumonia | " in text
+    command(
+        "evaluate", f"run={tmp_path / 'run'}", "resamples=100", "operating_point.rule=youden"
+    )  # none looked for anew
+    assert json.loads((tmp_path / "run" / "evidence.json").read_text())["subgroups"][-1]["group"] == "mark"
 
 
 @pytest.mark.slow
