@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from pneumonia.data.exported import EXPORTED
 from pneumonia.settings import UserError
@@ -31,12 +32,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.replace(target, target.with_name("previous.ckpt"))  # what resuming falls back to
             os.replace(temporary, target)
         except (OSError, RuntimeError) as error:  # torch has its own kind for a write that failed
+            if signal := signal_behind(error):
+                raise signal from None
             raise UserError(
                 f"{target} can't be written ({error}): make room, then go on with resume={target.parent.parent}; "
                 "the checkpoint before it is whole."
             ) from error
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def signal_behind(error: BaseException) -> BaseException | None:
+    """The Ctrl-C or SIGTERM that broke off a write, over which torch complains of the file that is not whole then."""
+    cause = error.__context__
+    while cause is not None and not isinstance(cause, KeyboardInterrupt | SystemExit | SIGTERMException):
+        cause = cause.__context__
+    return cause
 
 
 def load_classifier(path: Path) -> Classifier:

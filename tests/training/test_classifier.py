@@ -1,5 +1,6 @@
 """The loss and the metrics are what they say, and a checkpoint holds nothing but tensors and plain values."""
 
+import io
 import math
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from sklearn.metrics import average_precision_score, roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
@@ -162,6 +164,28 @@ def test_a_failed_save_leaves_the_former_checkpoint_whole(tmp_path: Path, monkey
     monkeypatch.undo()
     assert torch.load(target)["epoch"] == 1
     assert [file.name for file in tmp_path.iterdir()] == ["best.ckpt"]
+
+
+@pytest.mark.parametrize("signal", [KeyboardInterrupt, SIGTERMException])
+def test_a_signal_in_the_midst_of_a_write_is_no_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signal: type[BaseException]
+) -> None:
+    """torch then complains of a file that is not whole."""
+    target = tmp_path / "checkpoints" / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"epoch": 1}, target)
+
+    class Stopped(io.FileIO):
+        def write(self, content: Any) -> int:
+            if self.tell() > 0:
+                raise signal
+            return super().write(content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda path, mode: Stopped(path, mode))
+        with pytest.raises(signal):
+            AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(100_000)}, target)
+    assert torch.load(target, weights_only=True) == {"epoch": 1}
+    assert [file.name for file in target.parent.iterdir()] == ["last.ckpt"]
 
 
 @pytest.mark.parametrize("content", [b"text", {"weights": 1}], ids=["text", "no spec"])
