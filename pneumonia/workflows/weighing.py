@@ -207,10 +207,10 @@ def subgroups(split: Split, threshold: float, level: float) -> list[Any]:
 
 
 def subgroups_by_mark(split: Split, evidence: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows of the test films with and without marks of one class; none where these were not looked for: on validation
-    films, which have chosen the marks, they would tell the class."""
-    judged = ((evidence["shortcuts"] or {}).get("marks") or {}).get("judged")
-    if not judged or evidence["judged"] != "test":
+    """Rows of the test films with and without marks of one class; none where no test film has any: on validation films,
+    which have chosen the marks, they would tell the class."""
+    judged = ((evidence["shortcuts"] or {}).get("marks") or {}).get("judged", {})
+    if evidence["judged"] != "test" or not any(judged.values()):
         return []
     films, threshold, level = split.films, evidence["operating_point"]["threshold"], evidence["options"]["level"]
     marked = {name: np.isin(films.path, paths) for name, paths in judged.items()}
