@@ -109,8 +109,8 @@ def one_sided_marks(
     known, count = windows_of(films), len(records)
     if any(part.films != count for part in known.values()):
         raise ValueError(f"{known['upper left'].films} films, {count} records: expected one film a record")
-    marks = []
-    for corner, number, group in sided(known, label):
+    marks, groups = [], list(sided(known, label))
+    for corner, number, group in groups:
         part = known[corner]
         has, many = carriers(part.window[group], part)
         best = group[many.argmax()]
@@ -120,13 +120,13 @@ def one_sided_marks(
     half, carrying = np.random.default_rng(0).permutation(count) % 2 == 0, np.zeros((len(CLASSES), count), bool)
     for chosen in (half, ~half):
         found_on, rest = ({corner: part.of(some) for corner, part in known.items()} for some in (chosen, ~chosen))
-        carrying[:, ~chosen] = marked(found_on, label[chosen], rest)
+        carrying[:, ~chosen] = marked(sided(found_on, label[chosen]), found_on, rest)
     told = {
         "patients": by_class(label),
         "carrying": {name: by_class(label[some]) for name, some in zip(CLASSES, carrying, strict=True)},
         "found": [asdict(mark) for mark in marks],
     }
-    return told, marked(known, label, windows_of(others))
+    return told, marked(groups, known, windows_of(others))
 
 
 def by_class(label: Ints) -> tuple[int, int]:
@@ -214,11 +214,11 @@ def one_sided(window: Floats, owner: Ints, label: Ints) -> Ints:
     return sides
 
 
-def marked(known: dict[str, Windows], label: Ints, others: dict[str, Windows]) -> Mask:
-    """Which of the M films of `others` have the like of a mark of the known films [N] of normal, of pneumonia: bool
-    [2, M]."""
+def marked(groups: Iterable[tuple[str, int, Ints]], known: dict[str, Windows], others: dict[str, Windows]) -> Mask:
+    """Which of the M films of `others` have the like of a mark of normal, of pneumonia: bool [2, M]; `groups` are the
+    `sided` of the known ones."""
     has = np.zeros((len(CLASSES), others["upper left"].films), bool)
-    for corner, number, group in sided(known, label):
+    for corner, number, group in groups:
         has[number, carriers(known[corner].window[group], others[corner])[0]] = True
     return has
 
