@@ -30,7 +30,7 @@ from pneumonia.workflows.pictures import draw_after, draw_before
 from pneumonia.workflows.predictions import predict, summarize, write_predictions
 from pneumonia.workflows.record import RunRecord, write_json
 from pneumonia.workflows.resume import Place, flat, keep_settings, place_of, refuse_other_films, refuse_other_state
-from pneumonia.workflows.trainer import build_trainer, quiet, say_processes
+from pneumonia.workflows.trainer import build_trainer, quiet, say_emulated, say_processes
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ def fit_and_test(config: TrainConfig) -> float:
     if launched().rank > 0:
         return follow(classifier, datamodule, trainer, place)
     say_processes(config, trainer)
+    say_emulated(trainer)
     record = start_record(config, folder, films, classifier, trainer)
     if config.resume is not None and config.force:
         keep_settings(folder, config)

@@ -14,6 +14,7 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -149,6 +150,15 @@ def say_processes(config: TrainConfig, trainer: L.Trainer) -> None:
         log.info(
             "%d processes x data.batch_size=%d: an effective batch of %d; optimizer.lr=%g is taken as typed",
             *(count, batch, count * batch, config.optimizer["lr"]),
+        )
+
+
+def say_emulated(trainer: L.Trainer) -> None:
+    """That a processor without AVX-512 computes bfloat16 many times slower than float32."""
+    slow = torch.backends.cpu.get_cpu_capability() == "AVX2"
+    if slow and trainer.precision == "bf16-mixed" and isinstance(trainer.accelerator, CPUAccelerator):
+        log.warning(
+            "trainer.precision=bf16-mixed: this processor only emulates bfloat16; 32-true is many times faster here"
         )
 
 
