@@ -84,15 +84,15 @@ class Windows:
         return Windows(int(some.sum()), owner, self.place[kept], self.window[kept])
 
 
-def one_of_each(records: Sequence[Record]) -> list[Record]:
+def one_of_each(records: Sequence[Record]) -> tuple[list[Record], int]:
     """One film of each patient (of films that share a patient or their bytes), of FILMS patients at most, all drawn
-    from seed 0: a patient with many films is no more likely to have a mark."""
+    from seed 0: a patient with many films is no more likely to have a mark; and of how many patients."""
     if not records:
-        return []
+        return [], 0
     rng, group = np.random.default_rng(0), groups_of(records)
     drawn = rng.permutation(len(records))
     film = drawn[np.unique(group[drawn], return_index=True)[1]]
-    return [records[place] for place in sorted(rng.permutation(film)[:FILMS])]
+    return [records[place] for place in sorted(rng.permutation(film)[:FILMS])], len(film)
 
 
 def one_sided_marks(

@@ -53,7 +53,7 @@ def class_marks(root: Path, records: Sequence[Record], judged: Sequence[str] = (
 
     Films are squashed, since pad moves their corners inwards.
     """
-    chosen = one_of_each([record for record in records if record.split != "test"])
+    chosen, patients = one_of_each([record for record in records if record.split != "test"])
     with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
 
         def films(paths: Sequence[str]) -> Iterator[np.ndarray]:
@@ -64,7 +64,7 @@ def class_marks(root: Path, records: Sequence[Record], judged: Sequence[str] = (
         name: [path for path, has in zip(judged, some, strict=True) if has]
         for name, some in zip(CLASSES, marked, strict=True)
     }
-    return found | {"judged": of_judged}
+    return found | {"of": patients, "judged": of_judged}
 
 
 def leaks(found: dict[str, Any]) -> list[str]:
@@ -111,7 +111,8 @@ def describe(found: dict[str, Any], patient_key: str, skipped: list[tuple[str, s
 def describe_marks(found: dict[str, Any]) -> None:
     """How many patients carry the marks of each class, and the first SHOWN marks."""
     total = found["patients"]
-    log.info("marks in the corners that come with one class, one film of each of %s patients:", f"{sum(total):,}")
+    looked = f"{sum(total):,}" if sum(total) == found["of"] else f"{sum(total):,} of {found['of']:,}"
+    log.info("marks in the corners that come with one class, one film of each of %s patients:", looked)
     log.info("(found on one half of the patients and counted on the other, both ways; below, found and counted on all)")
     for name, carrying in found["carrying"].items():
         log.info("  those of %-9s  %s", name, of_patients(carrying, total))

@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def records(folder: Path) -> list[Record]:
     """One training film of each patient."""
-    return one_of_each([record for record in scan_folder(folder, "strict")[0] if record.split == "train"])
+    return one_of_each([record for record in scan_folder(folder, "strict")[0] if record.split == "train"])[0]
 
 
 @pytest.fixture(scope="module")
@@ -115,15 +115,15 @@ def test_an_edge_without_noise_takes_no_place_from_a_letter() -> None:
 
 def test_each_patient_has_one_film_and_copies_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
     many = [Record(f"{k}.png", k % 2, f"child {k // 10}", sha256=str(min(k, 94))) for k in range(100)]
-    chosen = one_of_each(many)
+    chosen, patients = one_of_each(many)
     assert [int(r.patient.split()[1]) for r in chosen] == list(range(10))
     twins = [replace(r, sha256="same") if r.patient in ("child 0", "child 1") else r for r in many]
-    assert len(one_of_each(twins)) == 9 and one_of_each([]) == []
+    assert patients == 10 and one_of_each(twins)[1] == 9 and one_of_each([]) == ([], 0)
     monkeypatch.setattr(marks, "FILMS", 200)
     alternating = [Record(f"{k}.png", k % 2, str(k)) for k in range(1000)]
-    some = one_of_each(alternating)
-    assert len(some) == 200 and 70 < sum(r.label for r in some) < 130
-    assert some == sorted(some, key=alternating.index) and some == one_of_each(alternating)
+    some, patients = one_of_each(alternating)
+    assert len(some) == 200 and patients == 1000 and 70 < sum(r.label for r in some) < 130
+    assert some == sorted(some, key=alternating.index) and some == one_of_each(alternating)[0]
 
 
 def test_sides_are_those_of_the_plain_count(records: list[Record], films: np.ndarray, label: np.ndarray) -> None:
@@ -188,24 +188,25 @@ def test_prepare_tells_them(caplog: pytest.LogCaptureFixture) -> None:
     }
     found = {"patients": (1200, 30), "carrying": {"NORMAL": (12, 0), "PNEUMONIA": (0, 0)}, "found": [mark] * 23}
     with caplog.at_level(logging.INFO):
-        describe_marks(found)
-    assert "one film of each of 1,230 patients" in caplog.text and "and 3 more" in caplog.text
+        describe_marks(found | {"of": 1230})
+        describe_marks(found | {"of": 4321})
+    assert "each of 1,230 patients" in caplog.text and "each of 1,230 of 4,321 patients" in caplog.text
+    assert "and 3 more" in caplog.text
     assert "those of NORMAL     12 of 1,200 normal patients, 0 of 30 with pneumonia" in caplog.text
     assert "border_swap=0.8" in caplog.text
-    assert caplog.text.count("lower left   12 of 1,200 normal patients, 0 of 30 with pneumonia, as in a.png") == 20
+    assert caplog.text.count("lower left   12 of 1,200 normal patients, 0 of 30 with pneumonia, as in a.png") == 40
 
 
-def test_the_other_class_is_counted_on_films_that_did_not_choose_the_marks() -> None:
-    """A letter on nine in ten films of one class and two in a hundred of the other."""
-    rng = np.random.default_rng(0)
-    films = np.zeros((400, SIDE, SIDE), np.uint8)
-    label = np.arange(400) % 2
-    for k in range(400):
-        if rng.random() < (0.9 if label[k] else 0.02):
-            films[k] = lettered(films[k : k + 1], np.ones(1, bool), 10, 12)[0]
+def test_a_class_is_counted_on_films_that_did_not_choose_the_marks() -> None:
+    """On two in five films with pneumonia; of the normal films on eight in a hundred of the one half (too many for a
+    mark) and on none of the other, which chooses it."""
+    label, half = np.arange(400) % 2, np.random.default_rng(0).permutation(400) % 2 == 0
+    some = np.random.default_rng(1).random(400)
+    has = np.where(label == 1, some < 0.4, half & (some < 0.08))
+    films = lettered(np.zeros((400, SIDE, SIDE), np.uint8), has, 10, 12)
     found, _ = one_sided_marks([Record(f"{k}.png", int(y), str(k)) for k, y in enumerate(label)], films)
-    has = films.max((1, 2)) > 0
-    assert found["carrying"]["PNEUMONIA"] == ((has & (label == 0)).sum(), (has & (label == 1)).sum())
+    normal, ill = ((has & half & (label == number)).sum() for number in (0, 1))
+    assert 6 < normal < ill and found["carrying"]["PNEUMONIA"] == (normal, ill)
 
 
 @pytest.mark.slow
