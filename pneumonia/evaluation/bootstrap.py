@@ -56,6 +56,11 @@ def percentile_interval(values: Floats, level: float) -> Interval | None:
     return float(low), float(high)
 
 
+def width_or_none(interval: Interval | None) -> Interval | None:
+    """None where all resamples agree, as those of a perfect ranking or of one patient do: nothing tells the width."""
+    return None if interval and interval[0] == interval[1] else interval
+
+
 def unbiased_interval(values: Floats, estimate: float | None, level: float) -> Interval | None:
     """The percentile interval of draws [B] shifted so that their mean is the estimate, cut off at 0; for ECE.
 

@@ -3,15 +3,17 @@
 The oracle threshold is chosen on test, so its accuracy is no result: only the gap to the locked one says something.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import ks_2samp
 
-from pneumonia.evaluation.bootstrap import Draws, percentile_interval
+from pneumonia.evaluation.bootstrap import Draws, percentile_interval, width_or_none
 from pneumonia.evaluation.checks import Floats, Interval
 from pneumonia.evaluation.films import Films
-from pneumonia.evaluation.metrics import METRICS, point_metrics
+from pneumonia.evaluation.intervals import delong, wilson
+from pneumonia.evaluation.metrics import METRICS, confusion, point_metrics, proportions
 from pneumonia.evaluation.operating_point import choose_threshold
 
 
@@ -56,6 +58,8 @@ def metric_drift(
 ) -> list[MetricDrift]:
     """Every metric, test minus val, with the interval of the difference of two independent bootstraps.
 
+    Where all resamples of a split agree, as those of a perfect ranking do, they would tell it as known exactly: there
+    the difference is of both splits' own intervals (Zou and Donner 2008, doi:10.1002/sim.3095).
     ValueError where both bootstraps used one seed: their resamples may then move together.
     """
     if val_draws.seed == test_draws.seed:
@@ -71,9 +75,32 @@ def metric_drift(
             rows.append(MetricDrift(name, a, b, None, None))
             continue
         drawn_val, drawn_test = val_draws.values[name], test_draws.values[name]
+        both = ((val, drawn_val), (test, drawn_test))
         n = min(drawn_val.size, drawn_test.size)
-        rows.append(MetricDrift(name, a, b, b - a, percentile_interval(drawn_test[:n] - drawn_val[:n], level)))
+        interval = percentile_interval(drawn_test[:n] - drawn_val[:n], level)
+        if interval and not all(width_or_none(percentile_interval(draws, level)) for _, draws in both):
+            own = (_own_interval(name, films, threshold, draws, level) for films, draws in both)
+            interval = _of_difference(a, b, *own)
+        rows.append(MetricDrift(name, a, b, b - a, interval))
     return rows
+
+
+def _own_interval(name: str, films: Films, threshold: float, drawn: Floats, level: float) -> Interval | None:
+    """Of one split: over patients; where all resamples agree DeLong's or Wilson's, None for other metrics."""
+    if found := width_or_none(percentile_interval(drawn, level)):
+        return found
+    if name == "auroc":
+        return delong(films.label, films.probability, level).interval
+    of = proportions(confusion(films.label, films.probability, threshold))
+    return wilson(*of[name], level) if name in of else None
+
+
+def _of_difference(before: float, after: float, own: Interval | None, other: Interval | None) -> Interval | None:
+    """The interval of `after - before` from that of each; None where one is not known."""
+    if own is None or other is None:
+        return None
+    down, up = math.hypot(after - other[0], own[1] - before), math.hypot(other[1] - after, before - own[0])
+    return after - before - down, after - before + up
 
 
 def score_drift(val: Films, test: Films) -> list[ScoreDrift]:

@@ -6,6 +6,7 @@ Undefined  a quantity with no definition (one class only, zero denominator) is N
 Errors     every function raises ValueError on an empty split, NaN, values out of range or unequal lengths.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -48,6 +49,15 @@ def confusion(label: ArrayLike, probability: ArrayLike, threshold: float) -> dic
         "fn": int(np.sum(~called & (truth == 1))),
         "tp": int(np.sum(called & (truth == 1))),
     }
+
+
+def proportions(counts: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    """{metric: (films, of how many)} of the metrics that are a share of films, from the counts of `confusion`."""
+    tn, fp, fn, tp = (counts[name] for name in ("tn", "fp", "fn", "tp"))
+    return {
+        "accuracy": (tp + tn, tn + fp + fn + tp), "sensitivity": (tp, tp + fn), "specificity": (tn, tn + fp),
+        "ppv": (tp, tp + fp), "npv": (tn, tn + fn),
+    }  # fmt: skip
 
 
 def confident_mistakes(label: ArrayLike, probability: ArrayLike, threshold: float) -> Ints:

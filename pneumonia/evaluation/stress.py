@@ -23,8 +23,8 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pneumonia.evaluation.bootstrap import bootstrap_draws, percentile_interval
-from pneumonia.evaluation.checks import Floats, Interval, Ints, Strings, checked, checked_patient
+from pneumonia.evaluation.bootstrap import bootstrap_draws, percentile_interval, width_or_none
+from pneumonia.evaluation.checks import Floats, Ints, Strings, checked, checked_patient
 from pneumonia.evaluation.intervals import delong
 from pneumonia.evaluation.metrics import confusion, point_metrics
 from pneumonia.evaluation.subgroups import Estimate, proportion
@@ -116,11 +116,6 @@ def pooled(
     draws = bootstrap_draws(truth, score, keys, 0.5, resamples, seed, ("auroc",)).values["auroc"]
     value = point_metrics(truth, score, 0.5)["auroc"]
     return Estimate(value, width_or_none(percentile_interval(draws, level)), label.size)
-
-
-def width_or_none(interval: Interval | None) -> Interval | None:
-    """None where every resample ranks alike, as all of perfect rankings do: nothing tells the width."""
-    return None if interval and interval[0] == interval[1] else interval
 
 
 def row(name: str, label: ArrayLike, score: Floats, threshold: float, draws: Floats, level: float) -> Stressed:

@@ -58,7 +58,8 @@ def summary(evidence: Evidence) -> str:
     """Accuracy and AUROC of the judged split with their intervals, and where the threshold came from."""
     metrics = judged(evidence)["metrics"]
     point = evidence["operating_point"]
-    where = "locked on validation" if point["chosen_on"] else point["reason"]
+    others = f" of {point['runs']} other runs" if point["runs"] else ""
+    where = f"locked on validation{others}" if point["chosen_on"] else point["reason"]
     figures = ", ".join(
         f"{name} {figure(metrics[key])}" for name, key in (("accuracy", "accuracy"), ("AUROC", "auroc"))
     )
@@ -105,7 +106,9 @@ def size(evidence: Evidence) -> Iterator[tuple[str, str]]:
     """No test films, few films, fewer films than the manifest lists, one class only."""
     split = judged(evidence)
     if evidence["judged"] == "val":
-        yield "warning", "There are no test films: weights and threshold were chosen on the films that judge them here."
+        point = evidence["operating_point"]
+        own = "threshold and " if point["chosen_on"] and not point["runs"] else ""
+        yield "warning", f"There are no test films: {own}(unless keep=last) weights were chosen on those that judge."
     fewest = min(split["positives"], split["n"] - split["positives"])
     if fewest == 0:
         yield "stop", "The films are of one class only: AUROC, balanced accuracy and one of the rates are undefined."
@@ -146,7 +149,7 @@ def drifted(evidence: Evidence) -> Iterator[tuple[str, str]]:
             alarms = f": {100 * (1 - row['test']):.0f} of 100 normal films are called pneumonia"
             yield "warning", text + (alarms if metric == "specificity" else "") + "."
     oracle = evidence["drift"]["oracle"]
-    if oracle and oracle["gap"] > ORACLE:
+    if oracle and oracle["gap"] > ORACLE and evidence["operating_point"]["rule"] == "accuracy":
         text = f"The threshold does not carry over: one chosen on test ({oracle['oracle_threshold']:.3f}) would give "
         rest = f"an accuracy of {oracle['oracle_accuracy']:.3f}; that is the size of the drift, no result."
         yield "warning", text + rest
@@ -168,8 +171,8 @@ def uneven(evidence: Evidence) -> Iterator[tuple[str, str]]:
         rows = [row for row in evidence["subgroups"] if row["group"] == group and row["reason"] is None]
         for rate in ("sensitivity", "specificity"):
             known = [row for row in rows if row[rate]["interval"]]
-            low = min(known, key=lambda row: row[rate]["value"], default=None)
-            high = max(known, key=lambda row: row[rate]["value"], default=None)
+            low = min(known, key=lambda row: row[rate]["interval"][1], default=None)
+            high = max(known, key=lambda row: row[rate]["interval"][0], default=None)
             if low and high and low[rate]["interval"][1] < high[rate]["interval"][0]:
                 text = f"{rate.capitalize()} is uneven by {group.replace('_', ' ')}: {low[rate]['value']:.3f} for "
                 rest = f"{low['name']} (n = {low[rate]['n']}), {high[rate]['value']:.3f} for {high['name']}."
@@ -226,10 +229,11 @@ def marked(evidence: Evidence) -> Iterator[tuple[str, str]]:
         own, other = found["carrying"][name][number], found["carrying"][name][1 - number]
         patients, others = found["patients"][number], found["patients"][1 - number]
         if own > MARKED * patients:
-            first = next(mark for mark in found["found"] if mark["comes_with"] == name)
             text = f"Marks in the corners (letters, lines, how the child lies) come with {name}: {own:,} of its "
-            text += f"{patients:,} patients have one, and {other:,} of the {others:,} others. A net can learn them. "
-            yield "warning", f"{text}On the most patients: {first['corner']}, as in {first['example']}."
+            text += f"{patients:,} patients have one, and {other:,} of the {others:,} others. A net can learn them."
+            first = next((mark for mark in found["found"] if mark["comes_with"] == name), None)
+            where = f" On the most patients: {first['corner']}, as in {first['example']}." if first else ""
+            yield "warning", text + where
 
 
 def stressed(evidence: Evidence) -> Iterator[tuple[str, str]]:

@@ -108,9 +108,7 @@ def films_to_score(config: ScoreboardConfig) -> Request:
     wanted = [film for film in known if config.select in ("all", film.outcome(threshold))]
     if not wanted:
         raise UserError(f"run={folder}: no {NAMES[config.select]} at this operating point ({locked}).")
-    order = np.random.default_rng(config.seed).permutation(len(wanted))
-    first = {wanted[place].patient: wanted[place] for place in reversed(order)}
-    chosen = sorted(list(first.values())[-config.count :], key=lambda film: film.path)
+    chosen = one_a_patient(wanted, config.count, config.seed)
     if len(chosen) < 2:
         raise UserError(
             f"run={folder}: only one patient among the {NAMES.get(config.select, 'films')}; intervals need two."
@@ -118,6 +116,17 @@ def films_to_score(config: ScoreboardConfig) -> Request:
     request = described_run(source, threshold, locked, {config.select: chosen}, {config.select: len(wanted)})
     writable(request.output)
     return pictured(request, config.root)
+
+
+def one_a_patient(films: Sequence[Film], count: int, seed: int) -> list[Film]:
+    """One film of each of at most `count` patients, in order of path; patients and films drawn from seed, each as
+    likely as another."""
+    rng, first = np.random.default_rng(seed), dict[str, Film]()
+    for place in rng.permutation(len(films)):
+        first.setdefault(films[place].patient, films[place])
+    patients = sorted(first)
+    drawn = [patients[place] for place in rng.permutation(len(patients))[:count]]
+    return sorted((first[patient] for patient in drawn), key=lambda film: film.path)
 
 
 def from_run(config: ExplainConfig) -> Request:

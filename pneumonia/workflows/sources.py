@@ -164,6 +164,8 @@ def read_table(file: Path) -> tuple[list[Row], list[str]]:
     lines: dict[str, int] = {}
     for line, row in enumerate(rows, start=2):
         row["line"] = line
+        if not row["path"]:
+            raise UserError(f"{file}, line {line}: no path: the line is cut short, or none was written; remove it.")
         if (first := lines.setdefault(row["path"], line)) != line:
             raise UserError(
                 f"{file}, line {line}: {row['path']} stands already in line {first}; expected one row a film."

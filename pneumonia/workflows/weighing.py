@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 
 from pneumonia.data.audit import audit_records
-from pneumonia.evaluation.bootstrap import Draws, bootstrap_draws, curve_bands, percentile_interval, unbiased_interval
+from pneumonia.evaluation.bootstrap import (
+    Draws,
+    bootstrap_draws,
+    curve_bands,
+    percentile_interval,
+    unbiased_interval,
+    width_or_none,
+)
 from pneumonia.evaluation.calibration import calibrate
 from pneumonia.evaluation.checks import Interval
 from pneumonia.evaluation.conformal import coverage, fit_conformal, risk_coverage
@@ -24,6 +31,7 @@ from pneumonia.evaluation.metrics import (
     confident_mistakes,
     confusion,
     point_metrics,
+    proportions,
     reliability_bins,
 )
 from pneumonia.evaluation.subgroups import mark_table, subgroup_table
@@ -138,12 +146,7 @@ def estimates(split: Split, threshold: float, draws: Draws, level: float) -> dic
     """{metric: value, interval, method}: Wilson for proportions (the clustered interval beside), else clustered."""
     films = split.films
     values = point_metrics(films.label, films.probability, threshold)
-    c = confusion(films.label, films.probability, threshold)
-    of = {
-        "accuracy": (c["tp"] + c["tn"], films.label.size), "sensitivity": (c["tp"], c["tp"] + c["fn"]),
-        "specificity": (c["tn"], c["tn"] + c["fp"]), "ppv": (c["tp"], c["tp"] + c["fp"]),
-        "npv": (c["tn"], c["tn"] + c["fn"]),
-    }  # fmt: skip
+    of = proportions(confusion(films.label, films.probability, threshold))
     drawn = clustered(draws, values, level)
     found = {
         name: {
@@ -155,14 +158,14 @@ def estimates(split: Split, threshold: float, draws: Draws, level: float) -> dic
         }
         for name in METRICS
     }
-    if drawn["auroc"] and drawn["auroc"][0] == drawn["auroc"][1]:  # all resamples of a perfect ranking are perfect
+    if values["auroc"] is not None and not drawn["auroc"]:  # all resamples of a perfect ranking are perfect
         found["auroc"] |= {"interval": delong(films.label, films.probability, level).interval, "method": "DeLong"}
     return found
 
 
 def clustered(draws: Draws, values: Mapping[str, float | None], level: float) -> dict[str, Interval | None]:
-    """{metric: interval over patients}; that of ECE is corrected for the bias of its draws."""
-    found = draws.intervals(level)
+    """{metric: interval over patients}, None where all draws agree; that of ECE is corrected for their bias."""
+    found = {name: width_or_none(interval) for name, interval in draws.intervals(level).items()}
     return found | {"ece": unbiased_interval(draws.values["ece"], values["ece"], level)}
 
 

@@ -17,7 +17,9 @@ from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, average_precision_score, brier_score_loss, matthews_corrcoef, roc_auc_score
 
 from pneumonia.evaluation.calibration import fit_temperature
+from pneumonia.evaluation.intervals import wilson
 from pneumonia.evaluation.operating_point import choose_threshold
+from pneumonia.report.verdict import uneven, verdict
 
 Command = Callable[..., None]
 QUICK = "resamples=200"
@@ -30,7 +32,6 @@ def evidence_of(folder: Path) -> dict[str, Any]:
 
 def weigh_quickly(run: Path, **options: Any) -> dict[str, Any]:
     """The evidence without its pages."""
-    from pneumonia.report.verdict import verdict
     from pneumonia.settings import EvaluateConfig
     from pneumonia.workflows.sources import read_run
     from pneumonia.workflows.weighing import weigh
@@ -270,14 +271,14 @@ def test_a_film_named_like_a_script_stays_text(command: Command, tmp_path: Path)
     evil = "<script>alert(1)</script>.jpeg"
     rows = [
         *rows_of(),
-        rows_of()[-1] | {"path": evil, "label": 0, "logit": 9, "probability": 0.9999, "subtype": "<b>x"},
+        rows_of()[-1] | {"path": evil, "label": 0, "logit": 9, "probability": 0.9999, "subtype": "<u>x"},
     ]
     run = make_run(tmp_path / "run", rows)
     (run / "run.json").write_text(json.dumps({"command": "</pre><script>alert(2)</script>", "status": "<i>"}))
     command("evaluate", f"run={run}", QUICK)
     page = Tags((run / "report.html").read_text())
     assert evil in page.text and "alert(2)" in page.text
-    assert not {"script", "b", "i"} & {tag for tag, _ in page.tags if tag != "b"}
+    assert not {"script", "u", "i"} & {tag for tag, _ in page.tags} and "<u>x" in page.text
     assert "wbr" in {tag for tag, _ in page.tags}  # a long name breaks at its joints
     outside_code = [line for line in (run / "report.md").read_text().splitlines() if not line.startswith("    ")]
     assert not [line for line in outside_code if "<" in line]
@@ -311,6 +312,33 @@ def test_a_drop_on_test_is_said_in_words(weighed: Path, command: Command, tmp_pa
 def test_a_model_without_drift_gets_no_warning(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", rows_of(val=1000, test=1000))
     assert weigh_quickly(run)["verdict"]["findings"] == []
+
+
+@pytest.mark.parametrize("rule", ["sensitivity", "accuracy"])
+def test_a_threshold_of_another_rule_tells_of_no_drift(command: Command, tmp_path: Path, rule: str) -> None:
+    """One for a sensitivity of .99 costs accuracy on any films; one for accuracy only where the films differ."""
+    run = make_run(tmp_path / "run", rows_of(val=1000, test=1000, shift=2 * (rule == "accuracy")))
+    minimum = ("operating_point.minimum=0.99",) if rule == "sensitivity" else ()
+    command("evaluate", f"run={run}", QUICK, f"operating_point.rule={rule}", *minimum)
+    found = evidence_of(run)
+    assert found["drift"]["oracle"]["gap"] > 0.05
+    told = " ".join(finding["text"] for finding in found["verdict"]["findings"])
+    page = Tags((run / "report.html").read_text()).text
+    assert ("does not carry over" in told) == ("is the size of the drift" in page) == (rule == "accuracy")
+    assert ("not chosen for accuracy" in page) == (rule == "sensitivity")
+
+
+def test_a_group_of_a_few_films_hides_no_uneven_ones() -> None:
+    def group(name: str, right: int, n: int) -> dict[str, Any]:
+        rate = {"value": right / n, "interval": wilson(right, n), "n": n}
+        undefined = {"value": None, "interval": None, "n": 0}
+        return {"group": "mode", "name": name, "reason": None, "sensitivity": rate, "specificity": undefined}
+
+    apart = [group("L", 950, 1000), group("RGB", 60, 100)]
+    for rows in (apart, [*apart, group("RGBA", 1, 1)], [*apart, group("P", 0, 1)]):
+        [(level, text)] = uneven({"subgroups": rows})
+        assert level == "warning" and "0.600 for RGB (n = 100), 0.950 for L." in text
+    assert not list(uneven({"subgroups": [group("L", 950, 1000), group("RGBA", 1, 2), group("P", 9, 9)]}))
 
 
 def test_a_planted_leak_stops(tmp_path: Path) -> None:
@@ -410,7 +438,12 @@ def test_a_run_that_left_test_alone_is_judged_on_validation_with_a_warning(tmp_p
     run = make_run(tmp_path / "run", [row for row in rows_of() if row["split"] == "val"])
     evidence = weigh_quickly(run)
     assert evidence["judged"] == "val" and evidence["drift"] is None
-    assert any("no test films" in finding["text"] for finding in evidence["verdict"]["findings"])
+    told = " ".join(finding["text"] for finding in evidence["verdict"]["findings"])
+    assert "There are no test films: threshold and (unless keep=last) weights were chosen on those" in told
+    with_runs = evidence | {"operating_point": evidence["operating_point"] | {"runs": 2}}
+    again = verdict(with_runs)
+    assert "locked on validation of 2 other runs" in again["headline"]
+    assert "no test films: (unless keep=last) weights were" in " ".join(f["text"] for f in again["findings"])
 
 
 def test_an_older_runs_tables_are_read_with_a_note(command: Command, tmp_path: Path) -> None:
@@ -480,6 +513,9 @@ def test_a_perfect_ranking_is_not_certain(command: Command, tmp_path: Path) -> N
     found = evidence_of(run)["splits"]["test"]
     low, high = found["metrics"]["auroc"]["interval"]
     assert 0.8 < low < 0.95 and high == 1 and found["metrics"]["auroc"]["method"] == "DeLong"
+    assert found["metrics"]["average_precision"] | {"of": 0} == {
+        "value": 1, "interval": None, "method": "bootstrap over patients", "clustered": None, "of": 0
+    }  # fmt: skip
     assert "so the interval is DeLong's" in Tags((run / "report.html").read_text()).text
 
 
@@ -565,6 +601,10 @@ def spoil(run: Path, how: str) -> None:
     if how not in ("crashed", "no run"):
         columns = ("path", "label") if how == "column" else COLUMNS
         write_table(run / "predictions.csv", rows, columns)
+    if how == "cut short":
+        write_table(run / "predictions.csv", rows, ("probability", "label", "path"))
+        whole = (run / "predictions.csv").read_text()
+        (run / "predictions.csv").write_text(whole[: whole.rstrip().rindex(",")])
     if how == "binary":
         (run / "predictions.csv").write_bytes(b"\xff\xfe\x00")
     if how == "manifest":
@@ -587,6 +627,7 @@ def spoil(run: Path, how: str) -> None:
         ("split", "split=holdout: expected train, val, test"),
         ("empty", "no films in it"),
         ("column", "no column probability"),
+        ("cut short", f"line {len(rows_of()) + 1}: no path: the line is cut short"),
         ("binary", "can't be read"),
         ("manifest", "manifest.csv can't be read"),
     ],

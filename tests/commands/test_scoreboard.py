@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from pneumonia.workflows.selection import Film, one_a_patient
+
 Command = Callable[..., None]
 QUICK = ("steps=3", "perturbations=4", "noisy=1", "noisy_lime=1", "resamples=100")
 TRUTH = ("pointing", "mass", "iou")
@@ -23,6 +25,18 @@ def finished(run: Path, tmp_path: Path) -> Path:
 
 def scores(folder: Path) -> dict:
     return json.loads((folder / "explanations" / "scoreboard.json").read_text())
+
+
+def test_a_patient_with_many_films_is_as_likely_as_one_with_few() -> None:
+    films = [Film(f"{k}-{n}.png", str(k), "", 1, 0.9) for k in range(100) for n in range(1 if k < 50 else 5)]
+    drawn = [one_a_patient(films, 10, seed) for seed in range(100)]
+    assert all(len({film.patient for film in some}) == 10 for some in drawn)
+    assert all(some == sorted(some, key=lambda film: film.path) for some in drawn)
+    many = sum(int(film.patient) >= 50 for some in drawn for film in some)
+    assert 430 < many < 570  # of 1,000; four and a half deviations
+    which = [film.path.partition("-")[2] for some in drawn for film in some if int(film.patient) >= 50]
+    assert {name for name in which if which.count(name) > 50} == {f"{n}.png" for n in range(5)}
+    assert one_a_patient(films, 200, 0) != one_a_patient(films, 200, 1) and len(one_a_patient(films, 200, 0)) == 100
 
 
 def test_every_method_is_in_the_table_the_picture_and_the_numbers(command: Command, finished: Path) -> None:

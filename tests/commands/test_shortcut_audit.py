@@ -118,4 +118,7 @@ def test_marks_are_warned_of_above_a_twentieth_of_a_class(carry: int, warned: bo
         "one, and 1 of the 2,000 others."
     )
     assert bool(texts) == warned and all(text.startswith(expected) for text in texts)
+    assert all(text.endswith("On the most patients: upper left, as in a.png.") for text in texts)
+    on_halves_alone = [text for _, text in marked({"shortcuts": {"marks": found | {"found": []}}})]
+    assert bool(on_halves_alone) == warned and all(text.endswith("A net can learn them.") for text in on_halves_alone)
     assert not list(marked({"shortcuts": {"rows": []}})) and not list(marked({"shortcuts": None}))

@@ -51,6 +51,28 @@ def test_the_interval_of_the_difference_adds_both_variances():
     assert np.ptp(row.interval) == pytest.approx(2 * 1.96 * error, rel=0.15)
 
 
+def ranked(positives: int, negatives: int, wrong: int, seed: int) -> Films:
+    """Films of which `wrong` normal ones lie above all others."""
+    label = np.repeat([1, 0], [positives, negatives])
+    probability = np.random.default_rng(seed).uniform(0, 0.4, label.size) + 0.5 * label
+    probability[label.size - wrong :] += 0.6
+    paths = np.array([f"{seed}-{k}.png" for k in range(label.size)])
+    return Films(paths, label, np.minimum(probability, 1), paths)
+
+
+def test_a_perfect_validation_is_not_known_exactly():
+    few = drift_of(ranked(12, 12, 0, 0), ranked(195, 117, 6, 1))
+    assert few["auroc"].val == few["accuracy"].val == few["specificity"].val == 1
+    for name in ("auroc", "accuracy", "specificity"):
+        assert few[name].interval[0] < few[name].difference < 0 < few[name].interval[1], name
+    assert few["average_precision"].interval is None
+    many = drift_of(ranked(500, 500, 0, 0), ranked(195, 117, 30, 1))
+    for name in ("auroc", "accuracy", "specificity"):
+        assert many[name].difference < many[name].interval[1] < -0.01, name
+    error = np.sqrt((30 / 117) * (87 / 117) / 117)
+    assert many["specificity"].interval[0] == pytest.approx(-30 / 117 - 1.96 * error, abs=0.01)
+
+
 def test_one_seed_for_both_bootstraps_is_refused():
     val, test = films(50, 0), films(50, 1)
     draws = bootstrap_draws(val.label, val.probability, val.patient, 0.5, resamples=10)
