@@ -295,8 +295,9 @@ def claimed_folder(folder: Path, named: bool) -> Path:
 
 def quoted(path: Path | str) -> str:
     """A path or a text as Hydra's grammar takes it, whatever stands in it."""
-    text = str(path).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{text}'"
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return QuotedString(str(path), Quote.single).with_quotes()
 
 
 def run_command(
@@ -304,12 +305,14 @@ def run_command(
     task: Callable[[Any], Any],
     check: Callable[[Any], None] | None = None,
     resolve: Callable[[list[str]], list[str]] = list,
+    refused: Callable[[dict[str, Any], UserError], Any] | None = None,
 ) -> None:
     """Run `task` on the settings of `conf/<name>.yaml` and the command line.
 
     Composes and checks first: a user's mistake is one line on stderr and exit code 2, with no folder made. Then Hydra
     takes over (run folder, --multirun, --cfg, completion). `check` sees the typed settings before Hydra does; `resolve`
-    may put other arguments in the place of those typed, before all else.
+    may put other arguments in the place of those typed, before all else; `refused` is what a job of a sweep returns
+    whose settings don't go together, without it the sweep ends there.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch: huge pages for large tensors, twice as fast on a CPU
     arguments = sys.argv[1:]
@@ -321,15 +324,24 @@ def run_command(
         if asks:
             check_question(name, arguments)
         else:
-            sys.argv[1:] = prepare_arguments(name, resolve(arguments), check)
+            sys.argv[1:] = prepare_arguments(name, resolve([at_home(argument) for argument in arguments]), check)
     except UserError as error:
         if speaks():
             print(f"pneumonia.{name}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:  # films may be downloaded and decoded here
+        print(f"pneumonia.{name}: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
     try:
-        hand_to_hydra(name, task)
+        hand_to_hydra(name, task, refused)
     finally:
         sys.argv[1:] = arguments
+
+
+def at_home(argument: str) -> str:
+    """The argument with a path that begins with ~ written out: no shell does so behind a =."""
+    key, sign, value = argument.partition("=~")
+    return f"{key}={quoted(os.path.expanduser('~' + value))}" if sign else argument
 
 
 def check_question(name: str, arguments: Sequence[str]) -> None:
@@ -389,7 +401,9 @@ def prepare_arguments(name: str, arguments: list[str], check: Callable[[Any], No
     return arguments if named else [*arguments, f"hydra.run.dir={quoted(folder)}"]
 
 
-def hand_to_hydra(name: str, task: Callable[[Any], Any]) -> None:
+def hand_to_hydra(
+    name: str, task: Callable[[Any], Any], refused: Callable[[dict[str, Any], UserError], Any] | None
+) -> None:
     """Let Hydra make the run folder and call the task; a UserError inside it stays one line."""
     logging.raiseExceptions = False  # a reader of the output that left (`| head`) is no error of the run
     import hydra
@@ -397,8 +411,18 @@ def hand_to_hydra(name: str, task: Callable[[Any], Any]) -> None:
     from hydra.types import RunMode
 
     def job(config: DictConfig) -> Any:
+        multirun = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
-            return task(typed(name, config))
+            settings = typed(name, config)
+        except UserError as error:
+            if multirun and refused is not None:
+                return refused(dict(config), error)
+            raise
+        return task(settings)
+
+    def told(config: DictConfig) -> Any:
+        try:
+            return job(config)
         except UserError as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
@@ -406,14 +430,14 @@ def hand_to_hydra(name: str, task: Callable[[Any], Any]) -> None:
                 raise SystemExit(2) from None
             # Without an output_subdir there is no run folder: the command runs in the user's own, not to be removed.
             own = HydraConfig.get().output_subdir is None
-            if own or discard_unstarted(Path(HydraConfig.get().runtime.output_dir)):
+            if own or discard_unstarted(Path(HydraConfig.get().runtime.output_dir), name):
                 print(f"pneumonia.{name}: {plain(error)}", file=sys.stderr)
             else:
                 log.error("pneumonia.%s: %s", name, plain(error))
             raise SystemExit(2) from None
 
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(told)()
     except KeyboardInterrupt:  # outside a training, which says itself how it goes on
         print(f"pneumonia.{name}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
@@ -425,9 +449,13 @@ def plain(error: UserError) -> str:
     return text.strip().splitlines()[-1].partition("UserError: ")[2] if "Original Traceback" in text else text
 
 
-def discard_unstarted(folder: Path) -> bool:
-    """Remove a run folder in which nothing but Hydra's own files and the log stands: the run never started."""
+def discard_unstarted(folder: Path, name: str) -> bool:
+    """Remove what Hydra has put into a run folder in which nothing but that and logs stand, and the folder where it is
+    empty then: the run never started. Logs of another name are the user's, as that of a job in a queue."""
     unstarted = all(entry.name == ".hydra" or entry.suffix == ".log" for entry in folder.iterdir())
     if unstarted:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder / ".hydra", ignore_errors=True)
+        (folder / f"{name}.log").unlink(missing_ok=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()
     return unstarted

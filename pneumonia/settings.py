@@ -221,6 +221,13 @@ class TrainConfig:
         in_range("ema", self.ema, 0, 0.99999, open_low=True)
         in_range("gradient_clip", self.gradient_clip, 0, open_low=True)
         in_range("unfreeze_epoch", self.unfreeze_epoch, 0)
+        if self.augment.get("steps", []) is None:
+            raise UserError("augment.steps=null: expected a list of steps; type augment=none for no augmentation.")
+        if self.unfreeze_epoch is not None and self.trainer.strategy == "ddp":
+            raise UserError(
+                f"unfreeze_epoch={self.unfreeze_epoch} with trainer.strategy=ddp: the processes would not share the "
+                "gradients of blocks that begin to learn later; type trainer=gpu, or model.trainable_blocks=5 instead."
+            )
         if self.cuda_graphs and (self.compile or self.unfreeze_epoch is not None):
             other = "compile=true" if self.compile else f"unfreeze_epoch={self.unfreeze_epoch}"
             raise UserError(f"{other} can't be captured as CUDA graphs: type cuda_graphs=false beside it.")

@@ -1,7 +1,7 @@
 """python -m pneumonia.train: train, test and monitor one model."""
 
 from pneumonia.config import run_command
-from pneumonia.settings import TrainConfig
+from pneumonia.settings import TrainConfig, UserError
 
 
 def check(config: TrainConfig) -> None:
@@ -24,8 +24,14 @@ def resolve(arguments: list[str]) -> list[str]:
     return resumed_arguments(arguments)
 
 
+def refused(config: dict[str, object], error: UserError) -> float:
+    from pneumonia.workflows.sweep import refused_job
+
+    return refused_job(str(config["objective"]), error)
+
+
 def main() -> None:
-    run_command("train", task, check, resolve)
+    run_command("train", task, check, resolve, refused)
 
 
 if __name__ == "__main__":

@@ -62,8 +62,11 @@ class FilmFiles:
         return np.array([self.lines[record.sha256].row for record in records], np.int64)
 
     def read(self, row: int) -> np.ndarray:
-        """Pixels uint8 [S, S] of a row. Raises BadFilm when its file can't be read any more."""
-        return read_film(self.sources[self.hashes[row]], self.size, self.resize)
+        """Pixels uint8 [S, S] of a row. Raises UserError when its file can't be read any more."""
+        try:
+            return read_film(self.sources[self.hashes[row]], self.size, self.resize)
+        except BadFilm as error:
+            raise UserError(f"{error}: it could be read at the start. Put it back, or type data.cache=true.") from error
 
 
 class FilmCache:

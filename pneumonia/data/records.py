@@ -21,6 +21,7 @@ from pneumonia.settings import UserError, nearest
 CLASSES = ("NORMAL", "PNEUMONIA")
 SPLITS = ("train", "val", "test")
 SUFFIXES = (".jpeg", ".jpg", ".png")
+MISSING = "no such file"
 EXPECTED = "<root>/{train,test}/{NORMAL,PNEUMONIA}/*.{jpeg,jpg,png}"
 PATTERNS = (
     re.compile(r"(?P<prefix>person)(?P<id>\d+)_(?P<subtype>bacteria|virus)_\d+"),
@@ -123,6 +124,8 @@ def read_manifest(file: Path, root: Path, patient_key: str) -> tuple[list[Record
     lines: dict[str, int] = {}
     for line, row in enumerate(rows, start=2):
         path = row["path"]
+        if not path:
+            raise UserError(f"{file}, line {line}: no path: the line is cut short, or none was written; remove it.")
         if path in lines:
             raise UserError(
                 f"{file}, line {line}: {path} stands already in line {lines[path]}; each film must stand there once."
@@ -188,7 +191,7 @@ def fingerprint(path: Path, record: Record) -> Record | str:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        return "no such file"
+        return MISSING
     except OSError as error:
         return str(error)
     digest = hashlib.sha256(content).hexdigest()
@@ -197,18 +200,14 @@ def fingerprint(path: Path, record: Record) -> Record | str:
     return replace(record, bytes=len(content), sha256=digest)
 
 
-def bad_files_message(bad: Sequence[tuple[str, str]], shown: int = 10) -> str:
-    """The films that can't be used, by name, and the ways out."""
+def bad_files_message(bad: Sequence[tuple[str, str]], root: Path, shown: int = 10) -> str:
+    """The films below `root` that can't be used, by name, and the ways out."""
     lines = [f"  {path}: {reason}" for path, reason in bad[:shown]]
     more = [f"  ... and {len(bad) - shown} more"] if len(bad) > shown else []
-    return "\n".join(
-        [
-            f"{len(bad)} films can't be used:",
-            *lines,
-            *more,
-            "Mend or remove them, or leave them out with data.on_bad_file=skip.",
-        ]
-    )
+    way = "Mend or remove them, or leave them out with data.on_bad_file=skip."
+    if all(reason == MISSING for _, reason in bad):
+        way = f"They were looked for below {root}; set data.root= to the folder that these paths are relative to."
+    return "\n".join([f"{len(bad)} films can't be used:", *lines, *more, way])
 
 
 def write_manifest(file: Path, records: Iterable[Record]) -> None:

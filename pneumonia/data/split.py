@@ -41,6 +41,8 @@ def split_by_patient(
         check_splits(records)
         return list(records)
     development = sorted((r for r in records if r.split == "train"), key=lambda r: r.path)
+    if not development:
+        raise UserError("There are no training films: expected some of both classes, in train/ or by split=train.")
     group = groups_of(development)
     label = np.array([record.label for record in development])
     if counterexamples is not None:

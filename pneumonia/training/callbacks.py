@@ -107,6 +107,14 @@ class UnfreezeAt(L.Callback):
             net.train_blocks(5)
 
 
+class CompiledNet(L.Callback):
+    """torch.compile of the network in each process that trains: a spawned one gets it without, since no pickle holds
+    what was compiled. In place, so that names in the checkpoint stay the same."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        cast(Classifier, pl_module).net.compile()
+
+
 class AveragedWeights(EMAWeightAveraging):
     """Lightning's moving average of the weights, in place from the validation until best.ckpt is written.
 

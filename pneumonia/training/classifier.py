@@ -166,14 +166,15 @@ class Classifier(L.LightningModule):
         return {"index": batch["index"], "logit": self(batch["image"])}
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.build_optimizer()
+        optimizer = self.build_optimizer(fused=not self.trainer.gradient_clip_val)
         total = int(self.trainer.estimated_stepping_batches)
         schedule = LambdaLR(optimizer, self.build_factor(max(1, total // (self.trainer.max_epochs or 1)), total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def build_optimizer(self) -> torch.optim.Optimizer:
+    def build_optimizer(self, fused: bool = True) -> torch.optim.Optimizer:
+        """Lightning clips no gradients of a fused optimizer under mixed precision."""
         groups = parameter_groups(self.net, self.optimizer.get("weight_decay", 0.0))
-        return build("optimizer", self.optimizer | {"fused": True}, params=groups)
+        return build("optimizer", self.optimizer | {"fused": fused}, params=groups)
 
     def build_factor(self, steps_per_epoch: int, total_steps: int) -> Factor:
         return build("schedule", self.schedule, steps_per_epoch=steps_per_epoch, total_steps=total_steps)

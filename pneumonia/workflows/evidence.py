@@ -14,8 +14,8 @@ from pneumonia.report.pages import model_card, report_html, report_markdown
 from pneumonia.report.verdict import verdict
 from pneumonia.settings import EvaluateConfig, OperatingPointConfig, UserError
 from pneumonia.workflows.provenance import page_of, repeat_of
-from pneumonia.workflows.record import write_all
-from pneumonia.workflows.sources import Source, read_json, source_of
+from pneumonia.workflows.record import read_json, write_all
+from pneumonia.workflows.sources import Source, source_of
 from pneumonia.workflows.stressed import stress_evidence
 from pneumonia.workflows.weighing import SCHEMA, rounded, subgroups_by_mark, told_rule, weigh
 

@@ -55,7 +55,7 @@ def fit_and_test(config: TrainConfig) -> float:
     if config.resume is not None:
         refuse_other_films(folder, films.records)
         place = place_of(folder)
-        refuse_other_state(folder, place, classifier.state_dict(), config.optimizer["_target_"])
+        refuse_other_state(folder, place, classifier.state_dict(), config.optimizer["_target_"], config)
     trainer = build_trainer(config, folder, place)
     if launched().rank > 0:
         return follow(classifier, datamodule, trainer, place)
@@ -129,8 +129,6 @@ def build_classifier(config: TrainConfig, films: Films) -> Classifier:
     if classifier.alignment is not None:
         some = films.of("train")[:: math.ceil(len(labels) / FILMS)]
         classifier.alignment.learn(torch.from_numpy(stacked(films.pixels, some))[:, None])
-    if config.compile:
-        classifier.net.compile()  # in place: names in the checkpoint stay the same
     return classifier
 
 

@@ -16,6 +16,7 @@ from pneumonia.data.records import Record, bad_files_message, fingerprint_films,
 from pneumonia.data.split import class_counts, split_by_patient
 from pneumonia.data.synthetic import FORMAT, draw_films
 from pneumonia.settings import DataConfig, PrepareConfig, TrainConfig, UserError
+from pneumonia.workflows.record import home_of
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def films_of(data: DataConfig, seed: int) -> Films:
     opened = [described(record, line) for record in found if not (line := pixels.lines[record.sha256]).reason]
     bad = unread + [(record.path, line.reason) for record in found if (line := pixels.lines[record.sha256]).reason]
     if (bad and data.on_bad_file == "error") or not opened:
-        raise UserError(bad_files_message(bad))
+        raise UserError(bad_files_message(bad, root))
     notes = [f"left out {path}: {reason}" for path, reason in bad]
     if unknown and data.patient_key != "none":
         notes.append(
@@ -126,7 +127,7 @@ def films_folder(data: DataConfig) -> Path:
     if data.root:
         return Path(data.root).expanduser().resolve()
     if data.manifest:
-        return Path(data.manifest).expanduser().resolve().parent
+        return home_of(Path(data.manifest).expanduser())
     if not data.download:
         raise UserError(
             "data.root is not set and data.download=false: set data.root=/path/to/chest_xray, or try data=synthetic."

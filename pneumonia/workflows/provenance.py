@@ -11,13 +11,15 @@ from typing import Any
 import yaml
 from PIL.Image import DecompressionBombError
 
+from pneumonia.config import quoted
 from pneumonia.data.decode import BadFilm, read_film
 from pneumonia.data.marks import CORNERS, WINDOW
 from pneumonia.data.marks import SIDE as MARK_SIDE
 from pneumonia.report.evidence_figures import inline_film, inline_framed, inline_sheet
 from pneumonia.report.figures import Film
 from pneumonia.workflows.audit import SHOWN
-from pneumonia.workflows.sources import Source, class_name, read_json
+from pneumonia.workflows.record import read_json
+from pneumonia.workflows.sources import Source, class_name
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +86,7 @@ def plainly(value: object) -> str:
     text = str(value).lower() if isinstance(value, bool) else str(value)
     if not isinstance(value, Path) or re.fullmatch(r"[\w./~+@-]+", text):
         return text
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return quoted(text)
 
 
 def sheets_of(folder: Path, threshold: float) -> list[dict[str, str]]:

@@ -41,6 +41,22 @@ def written(file: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is none or it was cut short."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def home_of(file: Path) -> Path:
+    """What the paths of a list are relative to: the films of the run that it is a table of, else its own folder."""
+    folder = file.resolve().parent
+    root = read_json(folder / "run.json").get("data_root")
+    return Path(root).absolute() if isinstance(root, str) else folder
+
+
 def write_json(file: Path, content: Any) -> None:
     """Keys keep their order, nan is refused."""
     with written(file) as temporary:

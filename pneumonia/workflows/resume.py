@@ -13,8 +13,7 @@ from omegaconf import OmegaConf, open_dict, read_write
 from pneumonia.config import compose, quoted
 from pneumonia.data.records import Record
 from pneumonia.settings import TrainConfig, UserError, launched, named_standardize
-from pneumonia.workflows.record import written
-from pneumonia.workflows.sources import read_json
+from pneumonia.workflows.record import read_json, written
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +120,13 @@ def key_of(override: str) -> str:
 
 
 def value_of(override: str) -> str:
-    return override.partition("=")[2].strip("'\"")
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return str(OverridesParser.create().parse_override(override).value())
+    except HydraException:
+        return override.partition("=")[2].strip("'\"")
 
 
 def unfinished_run(wanted: str) -> Path:
@@ -211,11 +216,21 @@ def place_of(folder: Path) -> Place:
     return Place(None, 0, -1)
 
 
-def refuse_other_state(folder: Path, place: Place, weights: Mapping[str, Any], optimizer: str) -> None:
-    """Raise UserError unless the checkpoint's weights and optimizer are of the kind that the run goes on with."""
+def refuse_other_state(
+    folder: Path, place: Place, weights: Mapping[str, Any], optimizer: str, config: TrainConfig
+) -> None:
+    """Raise UserError unless the checkpoint's weights and optimizer are of the kind that the run goes on with, and its
+    best weights of the same rule."""
     content = readable(place.checkpoint) if place.checkpoint else None
     if content is None:
         return
+    was = settings_of(folder)
+    for name in ("objective", "keep"):
+        if (before := was.get(name, getattr(config, name))) != getattr(config, name):
+            raise UserError(
+                f"resume={folder}: {name}={getattr(config, name)}: best.ckpt was kept by {name}={before}; start a new "
+                "run for another."
+            )
     shapes = {name: tuple(value.shape) for name, value in content["state_dict"].items()}
     now = {name: tuple(value.shape) for name, value in weights.items()}
     if differ := sorted(name for name in shapes | now if shapes.get(name) != now.get(name)):

@@ -19,6 +19,7 @@ from pneumonia.data.records import SUFFIXES, parse_name
 from pneumonia.evaluation.metrics import confident_mistakes
 from pneumonia.settings import OUTCOMES, ExplainConfig, ScoreboardConfig, UserError
 from pneumonia.workflows.films import credit
+from pneumonia.workflows.record import read_json
 from pneumonia.workflows.sources import (
     Scale,
     Source,
@@ -26,7 +27,6 @@ from pneumonia.workflows.sources import (
     data_settings,
     locked_point,
     read_config,
-    read_json,
     read_run,
     scale_of,
 )

@@ -24,6 +24,7 @@ from pneumonia.evaluation.checks import Floats, Ints, Strings
 from pneumonia.evaluation.films import Films
 from pneumonia.settings import DataConfig, EvaluateConfig, UserError
 from pneumonia.workflows.films import credit
+from pneumonia.workflows.record import read_json
 
 NEEDED = ("path", "label", "probability")
 LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "NORMAL": 0, "PNEUMONIA": 1}
@@ -281,15 +282,6 @@ def as_number(text: str | None) -> float | None:
         return float(text or "")
     except ValueError:
         return None
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none or it was cut short."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def locked_point(folder: Path) -> dict[str, Any] | None:

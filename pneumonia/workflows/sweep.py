@@ -34,8 +34,7 @@ from pneumonia.workflows.processes import (
     one_at_a_time,
     own_port,
 )
-from pneumonia.workflows.record import write_json, written
-from pneumonia.workflows.sources import read_json
+from pneumonia.workflows.record import read_json, write_json, written
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +103,16 @@ def run_in_sweep(config: TrainConfig, folder: Path, train: Callable[[TrainConfig
     finally:
         if launched().rank == 0:
             write_leaderboard(folder.parent)
+
+
+def refused_job(objective: str, error: UserError) -> float:
+    """What a job whose settings don't go together counts as: it failed, and the other jobs go on."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if launched().rank == 0:
+        log.error("%s: %s", folder.name, error)
+        note_failure(folder, error)
+        write_leaderboard(folder.parent)
+    return worst(objective)
 
 
 def stored_objective(folder: Path, objective: str) -> float:

@@ -7,7 +7,8 @@ from pathlib import Path
 from pneumonia.config import writable_folder
 from pneumonia.data.records import CLASSES, SUFFIXES, manifest_label, name_record
 from pneumonia.settings import PredictConfig, UserError
-from pneumonia.workflows.sources import checkpoint_file, read_json
+from pneumonia.workflows.record import home_of
+from pneumonia.workflows.sources import checkpoint_file
 
 
 @dataclass(frozen=True)
@@ -86,17 +87,10 @@ def folder_films(folder: Path) -> list[Film]:
 
 def named(file: Path, path: str) -> Film:
     """A film with what its folder and its name tell."""
-    folder = file.resolve().parent.name.upper()
-    label = CLASSES.index(folder) if folder in CLASSES else None
+    folders = (*reversed(Path(path).parts[:-1]), file.absolute().parent.name)  # not resolved: films may be links
+    label = next((CLASSES.index(folder.upper()) for folder in folders if folder.upper() in CLASSES), None)
     record, _ = name_record(path, label or 0, "", "strict")
     return Film(file, path, label, record.patient, record.subtype)
-
-
-def home_of(file: Path) -> Path:
-    """What the paths of a list are relative to: the films of the run that it is a table of, else its own folder."""
-    folder = file.resolve().parent
-    root = read_json(folder / "run.json").get("data_root")
-    return Path(root).absolute() if isinstance(root, str) else folder
 
 
 def listed_films(file: Path) -> list[Film]:

@@ -22,6 +22,7 @@ from pneumonia.settings import Launch, TrainConfig, TrainerConfig, UserError, la
 from pneumonia.training.callbacks import (
     AveragedWeights,
     Bar,
+    CompiledNet,
     History,
     ReseedEachStep,
     StopEarly,
@@ -93,6 +94,8 @@ def callbacks(config: TrainConfig, folder: Path) -> list[L.Callback]:
     ]
     if config.cuda_graphs:
         chosen.append(ReplayedNet())
+    if config.compile:
+        chosen.append(CompiledNet())
     if config.ema is not None:
         chosen.append(AveragedWeights(decay=config.ema))
     if has_bar():

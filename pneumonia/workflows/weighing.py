@@ -37,7 +37,8 @@ from pneumonia.evaluation.metrics import (
 from pneumonia.evaluation.subgroups import mark_table, subgroup_table
 from pneumonia.settings import EvaluateConfig, OperatingPointConfig
 from pneumonia.workflows.locking import Locked, lock
-from pneumonia.workflows.sources import Source, Split, read_json
+from pneumonia.workflows.record import read_json
+from pneumonia.workflows.sources import Source, Split
 
 CALIBRATION = ("brier", "log_loss", "ece")
 MISTAKES = 12

@@ -53,6 +53,7 @@ def refused(command: Command, capsys: pytest.CaptureFixture[str], *arguments: st
         ("optimizer.lr=fast", "optimizer.lr=fast: expected a number"),
         ("model.dropout=true", "expected a number"),
         ("trainer.devices=many", "trainer.devices=many: expected auto or a count"),
+        ("augment.steps=null", "type augment=none"),
         ("gradient_clip=0", "gradient_clip=0.0: expected a number > 0"),
         ("blurred_views=6", "blurred_views=6.0: expected a number >= 0 and <= 0.05"),
         ("seed", "seed: expected key=value"),
@@ -121,6 +122,63 @@ def test_what_can_not_be_captured_as_cuda_graphs(
     command: Command, capsys: pytest.CaptureFixture[str], typed: str
 ) -> None:
     assert f"{typed} can't be captured as CUDA graphs" in refused(command, capsys, *SMALL, "cuda_graphs=true", typed)
+
+
+def test_blocks_that_unfreeze_later_are_not_for_several_processes(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = refused(command, capsys, *SMALL, "model=vgg16", "unfreeze_epoch=1", "trainer=ddp")
+    assert "unfreeze_epoch=1 with trainer.strategy=ddp" in told and "model.trainable_blocks=5" in told
+
+
+def test_a_mistake_that_is_found_late_leaves_the_users_own_logs(
+    command: Command, capsys: pytest.CaptureFixture[str], phantoms: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "slurm-7.log").write_text("of the queue")
+    assert "dense layers of [0]" in refused(
+        command, capsys, *SMALL, f"data.root={phantoms}", "model.dense=[0]", "hydra.run.dir=mine"
+    )
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["slurm-7.log"]
+
+
+def test_a_path_from_home_is_written_out(
+    command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "o'brien"))
+    told = refused(command, capsys, *SMALL, "data.root=~/films", "hydra.run.dir=~/run")
+    assert f"{tmp_path}/o'brien/films" in told and not (tmp_path / "~").exists()
+
+
+def test_ctrl_c_while_films_are_opened_is_one_line(
+    command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(config: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pneumonia.workflows.films.preflight", stopped)
+    with pytest.raises(SystemExit) as ending:
+        command("train", *SMALL, "data=synthetic")
+    assert ending.value.code == 130 and capsys.readouterr().err == "pneumonia.train: interrupted\n"
+
+
+def test_a_manifest_whose_films_are_elsewhere(
+    command: Command, capsys: pytest.CaptureFixture[str], phantoms: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "films.csv").write_text("path,label,patient\na.png,0,a\nb.png,1,b\n")
+    told = refused(command, capsys, *SMALL, "data.manifest=films.csv", "data.on_bad_file=skip")
+    assert "2 films can't be used" in told and f"looked for below {tmp_path}; set data.root=" in told
+    assert "on_bad_file" not in told
+
+
+def test_a_manifest_without_training_films(
+    command: Command, capsys: pytest.CaptureFixture[str], phantoms: Path, tmp_path: Path
+) -> None:
+    films = [file.relative_to(phantoms) for file in sorted((phantoms / "test").rglob("*.png"))]
+    rows = [f"{path},{path.parent.name},{path.stem},test" for path in films]
+    (tmp_path / "films.csv").write_text("\n".join(["path,label,patient,split", *rows]) + "\n")
+    told = refused(command, capsys, *SMALL, "data.manifest=films.csv", f"data.root={phantoms}")
+    assert "There are no training films" in told
 
 
 def test_shares_of_one_batch_make_at_most_1(command: Command, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 from scipy.special import expit
 
+from pneumonia.workflows.targets import folder_films
+
 Command = Callable[..., None]
 
 
@@ -60,6 +62,16 @@ def test_a_bare_checkpoint_gives_the_plain_probability_and_says_so(
     [row] = table(tmp_path / "predictions.csv")
     assert row["label"] == "1" and row["path"] == film.name
     assert float(row["probability"]) == pytest.approx(expit(float(row["logit"])), abs=1e-5)
+
+
+def test_labels_come_from_the_nearest_folder_of_a_class_though_films_are_links(phantoms: Path, tmp_path: Path) -> None:
+    film = next((phantoms / "test" / "NORMAL").iterdir())
+    for path in ("films/PNEUMONIA/viral/a.png", "films/NORMAL/b.png", "films/c.png", "pneumonia/films/d.png"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).symlink_to(film)
+    assert [found.label for found in folder_films(tmp_path / "films")] == [0, 1, None]
+    assert [found.label for found in folder_films(tmp_path / "pneumonia" / "films")] == [None]
+    assert [found.label for found in folder_films(tmp_path / "films" / "NORMAL")] == [0]
 
 
 def test_a_list_brings_its_labels_and_patients(command: Command, run: Path, phantoms: Path, tmp_path: Path) -> None:

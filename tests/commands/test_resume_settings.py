@@ -9,9 +9,9 @@ import pytest
 from omegaconf import OmegaConf
 from resume_cases import interrupted
 
-from pneumonia.config import compose
+from pneumonia.config import compose, quoted
 from pneumonia.workflows import experiment
-from pneumonia.workflows.resume import resumed_arguments
+from pneumonia.workflows.resume import resumed_arguments, value_of
 
 Command = Callable[..., None]
 
@@ -77,6 +77,8 @@ def test_what_is_refused_leaves_the_runs_settings_and_what_is_forced_is_kept(
     before = {file.name: file.read_bytes() for file in (folder / ".hydra").glob("*.yaml")}
     for typed, message in (
         (["data.val_fraction=0.3"], "the films are not those of the run"),
+        (["objective=val/loss"], "objective=val/loss: best.ckpt was kept by objective=val/accuracy"),
+        (["keep=last"], "keep=last: best.ckpt was kept by keep=best"),
         (["model=compact"], "the model is not that of the checkpoint"),
         (["optimizer=sgd"], "holds the state of torch.optim.Adam, which torch.optim.SGD can't go on with"),
     ):
@@ -89,6 +91,12 @@ def test_what_is_refused_leaves_the_runs_settings_and_what_is_forced_is_kept(
     command("train", f"resume={folder}", "force=true", "optimizer.lr=0.005", "epochs=3")
     assert OmegaConf.load(folder / ".hydra" / "config.yaml").optimizer.lr == 0.005
     assert "optimizer.lr=0.005" in OmegaConf.load(folder / ".hydra" / "overrides.yaml")
+
+
+def test_a_path_with_an_apostrophe_is_read_as_it_is_told() -> None:
+    for path in ("/home/o'brien/run", "/a b/c,d=e", "C:\\runs\\1"):
+        assert value_of(f"resume={quoted(path)}") == path
+    assert value_of("resume=/plain/run") == "/plain/run" and value_of("force=true") == "True"
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,18 @@ def test_finished_jobs_are_skipped_and_a_failed_one_ends_nothing_else(
     assert again == [rows[2]["job"]]
 
 
+def test_settings_that_do_not_go_together_end_no_other_job(command: Command, phantoms: Path, tmp_path: Path) -> None:
+    """Each value goes with the first of the other, which is all that can be known before a search."""
+    typed = ("-m", *SMALL, "trainer=debug", f"data.root={phantoms}", "border_out=0.1,0.5", "border_swap=0,0.8")
+    with pytest.raises(SystemExit) as ending:
+        command("train", *typed, "hydra.sweep.dir=sweep")
+    assert ending.value.code == 1
+    rows = table(tmp_path / "sweep")
+    assert [row["status"] for row in rows] == ["finished"] * 3 + ["failed"]
+    assert "border_out=0.5 lungs_out=0.0 border_swap=0.8: expected shares of one batch" in rows[3]["reason"]
+    assert (tmp_path / "sweep" / "comparison" / "comparison.html").is_file()
+
+
 def test_another_sweeps_folder_is_refused(command: Command, phantoms: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ("-m", "trainer=debug", "data.image_size=32", f"data.root={phantoms}", "hydra.sweep.dir=sweep")
     command("train", *small, "seed=1,2")

@@ -118,6 +118,9 @@ def test_a_manifest_of_a_run_gives_the_same_split_again(
         "hydra.run.dir=again",
     )  # fmt: skip
     assert (tmp_path / "again" / "manifest.csv").read_bytes() == (run / "manifest.csv").read_bytes()
+    alone = ("trainer=debug", f"data.manifest={run / 'manifest.csv'}", "hydra.run.dir=alone")  # run.json says where
+    command("train", *SMALL, *alone)
+    assert (tmp_path / "alone" / "manifest.csv").read_bytes() == (run / "manifest.csv").read_bytes()
 
 
 def test_a_hospitals_own_list_trains_with_a_warning_for_films_without_patient(
@@ -146,6 +149,7 @@ def test_a_hospitals_own_list_trains_with_a_warning_for_films_without_patient(
     [
         ("model=vgg16", "model.weights=null", "model.trainable_blocks=1", "unfreeze_epoch=0", "optimizer=adamw"),
         ("model=deep_dropout", "data.image_size=64", "balance=weighted_loss", "optimizer=sgd", "gradient_clip=1.0"),
+        ("model=compact", "optimizer=adamw", "gradient_clip=1.0", "trainer.precision=bf16-mixed"),
         ("balance=weighted_sampler", "augment=strong", "stop_on=val/loss", "label_smoothing=0.1", "data.resize=pad"),
         ("data.folds=3", "data.fold=1", "test=false", "schedule=step", "deterministic=true", "data.resize=crop"),
     ],

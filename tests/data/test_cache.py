@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from pneumonia.data import cache as module
-from pneumonia.data.cache import FilmCache, cache_films, damaged, key_of
+from pneumonia.data.cache import FilmCache, FilmFiles, cache_films, damaged, key_of
 from pneumonia.data.decode import read_film
 from pneumonia.data.records import Record, fingerprint_films, scan_folder
 from pneumonia.settings import UserError
@@ -217,8 +217,17 @@ def test_private_memory_of_a_reader_does_not_grow_with_the_number_of_films(tmp_p
     assert grown[1] < grown[0] + (4 << 20)
 
 
+def test_a_film_that_vanishes_later_is_a_users_error_without_a_cache(films_copy: Path) -> None:
+    records = records_of(films_copy)
+    films = FilmFiles(films_copy, records, SIZE, "squash")
+    (films_copy / records[3].path).unlink()
+    with pytest.raises(UserError, match=r"Put it back, or type data\.cache=true"):
+        films.read(films.rows(records)[3])
+
+
 def test_a_film_that_stands_twice_is_cached_once(phantoms: Path, tmp_path: Path) -> None:
     records = records_of(phantoms)
     doubled = [*records, replace(records[0], path=records[0].path)]
     films = cache_films(tmp_path, phantoms, doubled, SIZE, "squash")
-    assert len(films.lines) == len({record.sha256 for record in records})
+    hashes = {record.sha256 for record in records}
+    assert films.lines.keys() == hashes and (films.folder / "pixels.u8").stat().st_size == len(hashes) * SIZE**2

@@ -86,6 +86,7 @@ def test_a_film_that_changed_since_its_manifest_is_refused(films_copy: Path) -> 
         ("path,label\na.png,0\n", "no column patient"),
         ("path,label,patient\n", "no films"),
         ("path,label,patient\na.png,2,p\n", "line 2: label=2"),
+        ("label,patient,path\n0,p,a.png\n0,q\n", "line 3: no path"),
         ("path,label,patient\na.png,0,p\na.png,1,p\n", "line 3: a.png stands already in line 2"),
         ("path,label,patient,split\na.png,0,p,tset\n", "split=tset"),
     ],

@@ -2,6 +2,7 @@
 
 import io
 import math
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pneumonia.settings import UserError
 from pneumonia.training.callbacks import (
     AveragedWeights,
     Bar,
+    CompiledNet,
     NonFiniteLoss,
     ReseedEachStep,
     StopOnNonFiniteLoss,
@@ -285,6 +287,15 @@ def test_vgg_blocks_learn_from_the_epoch_asked_for(tmp_path: Path) -> None:
 
     trainer(tmp_path, UnfreezeAt(1), Watch(), epochs=2).fit(model, batches(8, 4, 32))
     assert changed == [False, True]
+
+
+def test_a_net_is_compiled_where_it_trains_and_keeps_its_names() -> None:
+    """No pickle holds what is compiled: a net that is sent to another process must be compiled there."""
+    sent = pickle.loads(pickle.dumps(classifier()))
+    names = list(sent.state_dict())
+    CompiledNet().setup(trainer=None, pl_module=sent, stage="fit")  # type: ignore[arg-type]
+    assert sent.net._compiled_call_impl is not None and list(sent.state_dict()) == names
+    assert pickle.loads(pickle.dumps(sent)).net._compiled_call_impl is None
 
 
 def test_weights_of_another_model_in_a_checkpoint_are_refused(tmp_path: Path) -> None:
