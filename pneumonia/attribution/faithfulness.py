@@ -113,7 +113,8 @@ def infidelity(
     """Captum's infidelity: mean squared error of the map's sum in a hidden square as the fall of the logit, [N].
 
     Squares are a quarter of the side wide (square removal, Yeh 2019, arXiv:1901.09392, section 2.3); the best scale of
-    the map is found first (`normalize`), so methods in different units compare. In squared logits, 0 is best.
+    the map is found first (`normalize`), so methods in different units compare; it may be negative, so a map of the
+    wrong sign is not told from one of the right. In squared logits, 0 is best.
     """
     check_maps(images, attribution)
     hide = partial(hide_square, side=max(1, min(images.shape[-2:]) // 4), baseline=baseline)
