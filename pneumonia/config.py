@@ -330,7 +330,8 @@ def run_command(
             print(f"pneumonia.{name}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:  # films may be downloaded and decoded here
-        print(f"pneumonia.{name}: interrupted", file=sys.stderr)
+        if speaks():
+            print(f"pneumonia.{name}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     try:
         hand_to_hydra(name, task, refused)
@@ -339,9 +340,9 @@ def run_command(
 
 
 def at_home(argument: str) -> str:
-    """The argument with a path that begins with ~ written out: no shell does so behind a =."""
-    key, sign, value = argument.partition("=~")
-    return f"{key}={quoted(os.path.expanduser('~' + value))}" if sign else argument
+    """The argument with a path that begins with ~ written out, as no shell does behind a =; those of a list are not."""
+    key, _, value = argument.partition("=")
+    return f"{key}={quoted(os.path.expanduser(value))}" if value.startswith("~") and "," not in value else argument
 
 
 def check_question(name: str, arguments: Sequence[str]) -> None:
@@ -450,8 +451,8 @@ def plain(error: UserError) -> str:
 
 
 def discard_unstarted(folder: Path, name: str) -> bool:
-    """Remove what Hydra has put into a run folder in which nothing but that and logs stand, and the folder where it is
-    empty then: the run never started. Logs of another name are the user's, as that of a job in a queue."""
+    """Remove Hydra's own files from a folder that holds only them and logs, then the folder if that leaves it empty:
+    the run never started. Logs of another name are the user's, as that of a job in a queue."""
     unstarted = all(entry.name == ".hydra" or entry.suffix == ".log" for entry in folder.iterdir())
     if unstarted:
         shutil.rmtree(folder / ".hydra", ignore_errors=True)

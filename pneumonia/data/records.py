@@ -200,12 +200,12 @@ def fingerprint(path: Path, record: Record) -> Record | str:
     return replace(record, bytes=len(content), sha256=digest)
 
 
-def bad_files_message(bad: Sequence[tuple[str, str]], root: Path, shown: int = 10) -> str:
-    """The films below `root` that can't be used, by name, and the ways out."""
+def bad_files_message(bad: Sequence[tuple[str, str]], root: Path, films: int, shown: int = 10) -> str:
+    """Which of so many films below `root` can't be used, by name, and the ways out."""
     lines = [f"  {path}: {reason}" for path, reason in bad[:shown]]
     more = [f"  ... and {len(bad) - shown} more"] if len(bad) > shown else []
     way = "Mend or remove them, or leave them out with data.on_bad_file=skip."
-    if all(reason == MISSING for _, reason in bad):
+    if len(bad) == films and all(reason == MISSING for _, reason in bad):
         way = f"They were looked for below {root}; set data.root= to the folder that these paths are relative to."
     return "\n".join([f"{len(bad)} films can't be used:", *lines, *more, way])
 

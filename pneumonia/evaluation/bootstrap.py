@@ -57,8 +57,9 @@ def percentile_interval(values: Floats, level: float) -> Interval | None:
 
 
 def width_or_none(interval: Interval | None) -> Interval | None:
-    """None where all resamples agree, as those of a perfect ranking or of one patient do: nothing tells the width."""
-    return None if interval and interval[0] == interval[1] else interval
+    """None where all resamples agree (but for rounding), as those of a perfect ranking or of one patient do: nothing
+    tells the width."""
+    return None if interval and interval[1] - interval[0] < 1e-9 else interval
 
 
 def unbiased_interval(values: Floats, estimate: float | None, level: float) -> Interval | None:

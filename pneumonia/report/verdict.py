@@ -149,7 +149,8 @@ def drifted(evidence: Evidence) -> Iterator[tuple[str, str]]:
             alarms = f": {100 * (1 - row['test']):.0f} of 100 normal films are called pneumonia"
             yield "warning", text + (alarms if metric == "specificity" else "") + "."
     oracle = evidence["drift"]["oracle"]
-    if oracle and oracle["gap"] > ORACLE and evidence["operating_point"]["rule"] == "accuracy":
+    point = evidence["operating_point"]
+    if oracle and oracle["gap"] > ORACLE and point["rule"] == "accuracy" and not point["corruptions"]:
         text = f"The threshold does not carry over: one chosen on test ({oracle['oracle_threshold']:.3f}) would give "
         rest = f"an accuracy of {oracle['oracle_accuracy']:.3f}; that is the size of the drift, no result."
         yield "warning", text + rest

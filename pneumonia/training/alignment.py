@@ -133,8 +133,9 @@ def levelled(film: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pixels(film: Tensor) -> Tensor:
-    """Of a film [..., H, W] float32 [3, H W]: how far right and down each pixel's middle is, from -1 to 1, and 1."""
-    right, down = ((torch.arange(side, device=film.device) + 0.5) / side * 2 - 1 for side in film.shape[:-3:-1])
+    """Of a film [..., H, W], in its type, [3, H W]: how far right and down the pixels' middles are, -1 to 1, and 1."""
+    axes = (torch.arange(side, device=film.device, dtype=film.dtype) for side in film.shape[:-3:-1])
+    right, down = ((axis + 0.5) / len(axis) * 2 - 1 for axis in axes)
     y, x = torch.meshgrid(down, right, indexing="ij")
     return torch.stack([x, y, torch.ones_like(x)]).flatten(1)
 

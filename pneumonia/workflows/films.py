@@ -52,7 +52,7 @@ def films_of(data: DataConfig, seed: int) -> Films:
     opened = [described(record, line) for record in found if not (line := pixels.lines[record.sha256]).reason]
     bad = unread + [(record.path, line.reason) for record in found if (line := pixels.lines[record.sha256]).reason]
     if (bad and data.on_bad_file == "error") or not opened:
-        raise UserError(bad_files_message(bad, root))
+        raise UserError(bad_files_message(bad, root, len(records)))
     notes = [f"left out {path}: {reason}" for path, reason in bad]
     if unknown and data.patient_key != "none":
         notes.append(

@@ -120,13 +120,15 @@ def key_of(override: str) -> str:
 
 
 def value_of(override: str) -> str:
+    """What stands behind the =; a text in quotes as Hydra reads it."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
+    value = override.partition("=")[2]
     try:
-        return str(OverridesParser.create().parse_override(override).value())
+        return str(OverridesParser.create().parse_override(override).value()) if value[:1] in ("'", '"') else value
     except HydraException:
-        return override.partition("=")[2].strip("'\"")
+        return value.strip("'\"")
 
 
 def unfinished_run(wanted: str) -> Path:

@@ -182,7 +182,7 @@ def prevalent(split: Split, threshold: float, draws: Draws, config: EvaluateConf
     return {
         "prevalence": config.prevalence,
         **{
-            name: {"value": values[k], "interval": percentile_interval(drawn[:, k], config.level)}
+            name: {"value": values[k], "interval": width_or_none(percentile_interval(drawn[:, k], config.level))}
             for k, name in enumerate(("ppv", "npv"))
         },
     }

@@ -169,6 +169,10 @@ def test_a_manifest_whose_films_are_elsewhere(
     told = refused(command, capsys, *SMALL, "data.manifest=films.csv", "data.on_bad_file=skip")
     assert "2 films can't be used" in told and f"looked for below {tmp_path}; set data.root=" in told
     assert "on_bad_file" not in told
+    film = next((phantoms / "train" / "NORMAL").iterdir()).relative_to(phantoms)
+    (tmp_path / "films.csv").write_text(f"path,label,patient\na.png,0,a\n{film},0,b\n")
+    told = refused(command, capsys, *SMALL, "data.manifest=films.csv", f"data.root={phantoms}")
+    assert "1 films can't be used" in told and "leave them out with data.on_bad_file=skip" in told
 
 
 def test_a_manifest_without_training_films(

@@ -96,7 +96,9 @@ def test_what_is_refused_leaves_the_runs_settings_and_what_is_forced_is_kept(
 def test_a_path_with_an_apostrophe_is_read_as_it_is_told() -> None:
     for path in ("/home/o'brien/run", "/a b/c,d=e", "C:\\runs\\1"):
         assert value_of(f"resume={quoted(path)}") == path
-    assert value_of("resume=/plain/run") == "/plain/run" and value_of("force=true") == "True"
+    for path in ("/plain/run", "20240101_120000", "1234e56789", "null"):
+        assert value_of(f"resume={path}") == path
+    assert value_of("resume='a") == "a"
 
 
 @pytest.mark.parametrize(
