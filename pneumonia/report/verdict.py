@@ -24,6 +24,7 @@ ORACLE = 0.03  # accuracy that a threshold chosen on test would have gained
 ECE = 0.10  # after scaling on validation
 BELOW = 0.40  # upper end of the interval of a metadata-only AUROC that is told as far below one half
 METADATA = 0.60  # lower end of the interval of a metadata-only AUROC
+METADATA_OF = ("width", "height", "bytes", "colour mode")
 STRESS_AUROC = 0.05  # fall of AUROC under one corruption of the films
 STRESS_RATE = 0.15  # the same of sensitivity or specificity at the locked threshold
 CORNERS = 0.05  # fall of AUROC when the corners are masked
@@ -197,16 +198,16 @@ def shortcuts(evidence: Evidence) -> Iterator[tuple[str, str]]:
     """The class is told by the file alone, by films whose lungs are hidden, or by their corners."""
     rows = evidence["shortcuts"]["rows"] if evidence["shortcuts"] else []
     clean = next((row for row in rows if row["name"] == "as_is" and row["interval"]), None)
+    differ = (evidence["shortcuts"] or {}).get("metadata", METADATA_OF)
+    alone = f"{', '.join(differ).capitalize()} alone (of {', '.join(METADATA_OF)})"
     for row in rows:
         if row["auroc"] is None or not row["interval"]:
             continue
         if row["name"] == "metadata" and row["interval"][0] > METADATA:
-            text = f"Size, aspect, bytes and colour mode alone give an AUROC of {figure(value_of(row))}: "
+            text = f"{alone} give an AUROC of {figure(value_of(row))}: "
             yield "warning", text + "the class can be told without looking at the film."
         if row["name"] == "metadata" and row["interval"][1] < BELOW:
-            text = (
-                f"Size, aspect, bytes and colour mode alone give an AUROC of {figure(value_of(row))}, far below 0.5: "
-            )
+            text = f"{alone} give an AUROC of {figure(value_of(row))}, far below 0.5: "
             yield "note", text + "the classes are matched on metadata, so there is nothing to read from it."
         if row["name"] in WITHOUT_LUNGS and row["auroc"] > HIDDEN:
             what = WITHOUT_LUNGS[row["name"]]

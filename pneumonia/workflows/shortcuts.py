@@ -17,6 +17,7 @@ from scipy.special import expit
 from pneumonia.data.decode import BadFilm, read_film
 from pneumonia.evaluation.checks import Floats
 from pneumonia.evaluation.shortcuts import FILMS_AT_ONCE, Images, metadata_auroc, metadata_features, shortcut_table
+from pneumonia.report.verdict import METADATA_OF
 from pneumonia.settings import EvaluateConfig, UserError, usable_cores
 from pneumonia.training.checkpoint import load_classifier
 from pneumonia.training.classifier import Classifier
@@ -39,6 +40,7 @@ def shortcuts_of(source: Source, judged: str, config: EvaluateConfig) -> dict[st
     columns = [[getattr(record, name) for record in records] for name in ("width", "height", "bytes", "mode")]
     label, patient = [record.label for record in records], [record.patient for record in records]
     known = all(record.width and record.height for record in records)
+    differ = [name for name, column in zip(METADATA_OF, columns, strict=True) if len(set(column)) > 1]
     rows = [metadata_auroc(metadata_features(*columns), label, patient, seed, level, resamples)] if known else []
     classifier = load_classifier(source.folder / "checkpoints" / "best.ckpt")
     films = source.splits[judged].films
@@ -51,6 +53,7 @@ def shortcuts_of(source: Source, judged: str, config: EvaluateConfig) -> dict[st
         "seed": seed,
         "resamples": resamples,
         "rows": [asdict(row) for row in rows],
+        "metadata": differ,
         "marks": marks_of(source, films.path.tolist() if judged == "test" else []),
     }
 

@@ -69,9 +69,12 @@ def test_metadata_that_tell_the_class_are_caught(run: Path, tmp_path: Path) -> N
     rows = [dict(zip(columns, line.split(","), strict=True)) for line in lines[1:]]
     for row in rows:
         row["width"] = "1200" if row["label"] == "1" else "1700"
+        row["height"], row["mode"] = "900", "L"
     (copy / "manifest.csv").write_text("\n".join([lines[0], *[",".join(row.values()) for row in rows]]))
-    rows_found = shortcuts_of(read_run(copy), "test", config_of(copy))["rows"]
-    assert any("alone give an AUROC" in text for _, text in told(rows_found))
+    found = shortcuts_of(read_run(copy), "test", config_of(copy))
+    assert found["metadata"] == ["width", "bytes"]
+    said = [text for _, text in shortcuts({"shortcuts": found})]
+    assert any(text.startswith("Width, bytes alone (of width, height, bytes, colour mode) give an") for text in said)
 
 
 def test_train_writes_the_evidence_and_names_the_report(run: Path) -> None:
