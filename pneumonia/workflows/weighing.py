@@ -68,7 +68,7 @@ def weigh(source: Source, config: EvaluateConfig) -> dict[str, Any]:
         },
         "judged": judged,
         "judged_on": told_split(source, judged),
-        "notes": source.notes,
+        "notes": [*source.notes, *ties(source)],
         "operating_point": locked.told,
         "splits": {name: one_split(part, locked, draws[name], config) for name, part in source.splits.items()},
         "drift": drift(source, locked, draws, config.level),
@@ -88,6 +88,16 @@ def weigh(source: Source, config: EvaluateConfig) -> dict[str, Any]:
 def told_rule(rule: OperatingPointConfig) -> dict[str, Any]:
     """How the operating point is chosen; the names of other runs are the command's, not the evidence's."""
     return {name: value for name, value in asdict(rule).items() if name != "runs"}
+
+
+def ties(source: Source) -> list[str]:
+    """A note on each split with films whose probability is 1 to the six digits of predictions.csv."""
+    ones = {name: int((split.films.probability == 1).sum()) for name, split in source.splits.items()}
+    return [
+        f"{count:,} {name} films have a probability of 1 to six digits: AUROC takes them as ties"
+        for name, count in ones.items()
+        if count > 1
+    ]
 
 
 def told_split(source: Source, judged: str) -> str:

@@ -522,6 +522,16 @@ def test_a_perfect_ranking_is_not_certain(command: Command, tmp_path: Path) -> N
     assert "so the interval is DeLong's" in Tags((run / "report.html").read_text()).text
 
 
+def test_films_whose_probability_is_one_as_written_are_told_as_ties(tmp_path: Path) -> None:
+    sure = [with_logit(row, 15.0 + k) if k % 9 == 0 else row for k, row in enumerate(rows_of(val=90, test=80))]
+    notes = weigh_quickly(make_run(tmp_path / "run", sure))["notes"]
+    assert [note for note in notes if "ties" in note] == [
+        "10 val films have a probability of 1 to six digits: AUROC takes them as ties",
+        "9 test films have a probability of 1 to six digits: AUROC takes them as ties",
+    ]
+    assert not [note for note in weigh_quickly(make_run(tmp_path / "other"))["notes"] if "ties" in note]
+
+
 def test_the_command_that_repeats_the_page_does(command: Command, tmp_path: Path) -> None:
     import re
     import shlex
