@@ -193,8 +193,7 @@ def write_sheets(
         write_arrays(folder / f"{outcome}.npz", sheet)
         content = {
             "attribution": config.attribution, "checkpoint": str(request.checkpoint), "pick": config.pick,
-            "seed": config.seed, "split": config.split,
-            "threshold": None if outcome == "images" else request.threshold,  # such a sheet is of no outcome
+            "seed": config.seed, "split": config.split, "threshold": request.threshold,
             "films": [film.path for film in sheet.films], "of": request.totals[outcome],
         }  # fmt: skip
         write_json(folder / f"{outcome}.json", content)

@@ -115,7 +115,10 @@ def sheets_of(folder: Path, threshold: float) -> list[dict[str, str]]:
 
 
 def made_at(sheet: Path) -> float | None:
-    """The threshold in the settings of the same name beside a sheet; None where it is not told."""
+    """The threshold in the settings of the same name beside a sheet of an outcome; None where it is not told, and for
+    images, which are of no outcome."""
+    if sheet.stem == "images":
+        return None
     told = read_json(sheet.with_suffix(".json")).get("threshold")
     return float(told) if isinstance(told, int | float) else None
 
