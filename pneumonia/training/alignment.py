@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, grid_sample, interpolate
+from torch.nn.functional import affine_grid, avg_pool2d, grid_sample, interpolate
 
 from pneumonia.training.mixing import BORDER
 
@@ -97,7 +97,8 @@ class Slopes:
     def of(cls, mean_film: Tensor, limit: Tensor, held: Tensor) -> "Slopes":
         """From a mean film [side, side]."""
         side = mean_film.shape[-1]
-        x, y, _ = pixels(mean_film).view(3, side, side)
+        centre = (torch.arange(side, device=mean_film.device) + 0.5) / side * 2 - 1
+        y, x = torch.meshgrid(centre, centre, indexing="ij")
         seen = ((x.abs() < REACH) & (y.abs() < REACH)).float().flatten()
         mean, length = levelled(mean_film.flatten(), seen)
         down, right = (slope * side / 2 / length for slope in torch.gradient(mean_film))  # uncut: no step at the edge
@@ -132,21 +133,11 @@ def levelled(film: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
     return film / length, length
 
 
-def pixels(film: Tensor) -> Tensor:
-    """Of a film [..., H, W], in its type, [3, H W]: how far right and down the pixels' middles are, -1 to 1, and 1."""
-    axes = (torch.arange(side, device=film.device, dtype=film.dtype) for side in film.shape[:-3:-1])
-    right, down = ((axis + 0.5) / len(axis) * 2 - 1 for axis in axes)
-    y, x = torch.meshgrid(down, right, indexing="ij")
-    return torch.stack([x, y, torch.ones_like(x)]).flatten(1)
-
-
 def moved(film: Tensor, place: Tensor) -> Tensor:
     """Float [N, 1, S, S] as `place` shows it: what is beyond a film repeats its edge."""
     zoom, shift, angle = place[:, :2].exp(), place[:, 2:4], place[:, 4]
     cos, sin = angle.cos(), angle.sin()
     turn = torch.stack([cos, -sin, sin, cos], -1).view(-1, 2, 2) * zoom[:, None]
     with torch.autocast(film.device.type, enabled=False):
-        # one product for all films: affine_grid's one for each takes a CPU five times as long
-        grid = torch.cat([turn, shift[:, :, None]], -1).flatten(0, 1) @ pixels(film)
-        grid = grid.view(len(film), 2, *film.shape[-2:]).movedim(1, -1)
+        grid = affine_grid(torch.cat([turn, shift[:, :, None]], -1), list(film.shape), align_corners=False)
         return grid_sample(film, grid, padding_mode="border", align_corners=False)
