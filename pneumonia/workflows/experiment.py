@@ -55,7 +55,7 @@ def fit_and_test(config: TrainConfig) -> float:
     if config.resume is not None:
         refuse_other_films(folder, films.records)
         place = place_of(folder)
-        refuse_other_state(folder, place, classifier.state_dict(), config.optimizer["_target_"], config)
+        refuse_other_state(folder, place, classifier.state_dict(), config)
     trainer = build_trainer(config, folder, place)
     if launched().rank > 0:
         return follow(classifier, datamodule, trainer, place)

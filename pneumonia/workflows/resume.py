@@ -218,9 +218,7 @@ def place_of(folder: Path) -> Place:
     return Place(None, 0, -1)
 
 
-def refuse_other_state(
-    folder: Path, place: Place, weights: Mapping[str, Any], optimizer: str, config: TrainConfig
-) -> None:
+def refuse_other_state(folder: Path, place: Place, weights: Mapping[str, Any], config: TrainConfig) -> None:
     """Raise UserError unless the checkpoint's weights and optimizer are of the kind that the run goes on with, and its
     best weights of the same rule."""
     content = readable(place.checkpoint) if place.checkpoint else None
@@ -240,6 +238,7 @@ def refuse_other_state(
             f"resume={folder}: the model is not that of the checkpoint ({len(differ)} weights differ, {differ[0]} for "
             "one); start a new run for another model."
         )
+    optimizer = config.optimizer["_target_"]
     if (kind := content["hyper_parameters"]["optimizer"]["_target_"]) != optimizer:
         raise UserError(
             f"resume={folder}: the checkpoint holds the state of {kind}, which {optimizer} can't go on with; start a "

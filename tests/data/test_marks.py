@@ -197,7 +197,20 @@ def test_prepare_tells_them(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.text.count("lower left   12 of 1,200 normal patients, 0 of 30 with pneumonia, as in a.png") == 40
 
 
-def test_a_class_is_counted_on_films_that_did_not_choose_the_marks() -> None:
+def test_the_other_class_is_counted_on_films_that_did_not_choose_the_marks() -> None:
+    """A letter on nine in ten films of one class and two in a hundred of the other."""
+    rng = np.random.default_rng(0)
+    films = np.zeros((400, SIDE, SIDE), np.uint8)
+    label = np.arange(400) % 2
+    for k in range(400):
+        if rng.random() < (0.9 if label[k] else 0.02):
+            films[k] = lettered(films[k : k + 1], np.ones(1, bool), 10, 12)[0]
+    found, _ = one_sided_marks([Record(f"{k}.png", int(y), str(k)) for k, y in enumerate(label)], films)
+    has = films.max((1, 2)) > 0
+    assert found["carrying"]["PNEUMONIA"] == ((has & (label == 0)).sum(), (has & (label == 1)).sum())
+
+
+def test_a_half_that_chose_the_marks_is_not_counted() -> None:
     """On two in five films with pneumonia; of the normal films on eight in a hundred of the one half (too many for a
     mark) and on none of the other, which chooses it."""
     label, half = np.arange(400) % 2, np.random.default_rng(0).permutation(400) % 2 == 0
