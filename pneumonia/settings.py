@@ -288,6 +288,7 @@ class EvaluateConfig:
     seed: int = 0
     shortcuts: bool = False
     stress: bool = False
+    test: bool = False
     export: bool = False
 
     def __post_init__(self) -> None:
@@ -299,7 +300,7 @@ class EvaluateConfig:
         in_range("coverage", self.coverage, 0.5, 0.999)
         in_range("resamples", self.resamples, 100, 100_000)
         in_range("seed", self.seed, 0, 2**31)
-        for option in ("shortcuts", "stress", "export"):
+        for option in ("shortcuts", "stress", "test", "export"):
             if getattr(self, option) and self.run is None:
                 raise UserError(f"{option}=true needs the model and its films: type run=<folder of a finished run>.")
 

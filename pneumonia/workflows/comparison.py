@@ -55,7 +55,8 @@ def checked_runs(sources: dict[str, Source], config: CompareConfig) -> list[Run]
     if with_test and len(with_test) < len(sources):
         without = [name for name in sources if name not in with_test]
         raise UserError(
-            f"{', '.join(without)} left the test films alone, {', '.join(with_test)} did not: compare runs of one kind."
+            f"{', '.join(without)} left the test films alone, {', '.join(with_test)} did not: compare runs of one kind "
+            "(python -m pneumonia.evaluate run=<run> test=true predicts a run's test films)."
         )
     named = zip(sources.items(), parts_of(sources), strict=True)
     runs = [run_of(name, source, part, config) for (name, source), part in named]

@@ -26,6 +26,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Weigh a run, write its pages beside its predictions, close with a table and the verdict; the evidence."""
     source = source_of(config)
     keep_report(source)
+    if config.test:
+        from pneumonia.workflows.last_look import with_test_films
+
+        source = with_test_films(source)
     if config.stress:
         from pneumonia.workflows.stress import stress_run
 
@@ -34,7 +38,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         evidence = weigh(source, config)
     except ValueError as error:
         raise UserError(f"{source.file}: {error}") from error
-    earlier = earlier_of(source, evidence)
+    earlier = earlier_of(source)
     evidence |= rounded(probes(source, evidence, earlier, config))
     evidence["subgroups"] += rounded(subgroups_by_mark(source.splits[evidence["judged"]], evidence))
     warn_of_another_choice(source, evidence, earlier)
@@ -49,22 +53,23 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return evidence
 
 
-def earlier_of(source: Source, evidence: Mapping[str, Any]) -> dict[str, Any]:
-    """The evidence that an earlier call left of the same predictions; empty without."""
+def earlier_of(source: Source) -> dict[str, Any]:
+    """The evidence that an earlier call left; empty without."""
     earlier = read_json(source.folder / "evidence.json")
-    same = earlier.get("schema") == SCHEMA and earlier.get("predictions") == evidence["predictions"]
-    return earlier if same else {}
+    return earlier if earlier.get("schema") == SCHEMA else {}
 
 
 def probes(
     source: Source, evidence: Mapping[str, Any], earlier: Mapping[str, Any], config: EvaluateConfig
 ) -> dict[str, Any]:
-    """What the model makes of changed films: kept where an earlier command computed it, since that needs torch.
+    """What the model makes of changed films: kept where an earlier command computed it of the same predictions, since
+    that needs torch.
 
     Stress is weighed from stress.csv; the shortcuts of earlier evidence tell their level.
     """
+    same = earlier.get("predictions") == evidence["predictions"]
     found = {
-        "shortcuts": earlier.get("shortcuts"),
+        "shortcuts": earlier.get("shortcuts") if same else None,
         "stress": stress_evidence(source, evidence["operating_point"]["threshold"], config),
     }
     if config.shortcuts:

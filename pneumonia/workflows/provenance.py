@@ -78,6 +78,8 @@ def repeat_of(source: Source, evidence: Mapping[str, Any], runs: Sequence[str]) 
         texts.append(f"operating_point.runs=[{','.join(plainly(Path(run)) for run in runs)}]")
     if "run" in told and (source.folder / "checkpoints" / "best.ckpt").is_file():  # a vote has none
         texts += [f"{name}=true" for name in ("shortcuts", "stress") if evidence[name] is not None]
+        if source.config.get("test") is False and "test" in evidence["splits"]:
+            texts.append("test=true")  # training had left them alone
     return " ".join(["python -m pneumonia.evaluate", *map(shlex.quote, texts)])
 
 
