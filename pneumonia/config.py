@@ -386,7 +386,7 @@ def prepare_arguments(name: str, arguments: list[str], check: Callable[[Any], No
     if not multirun and config.hydra.output_subdir is None and not resumed:  # a command that leaves no run folder
         return arguments
     folder = Path(config.hydra.sweep.dir if multirun else config.hydra.run.dir)
-    writable_folder(folder)
+    writable_folder(folder, "Set hydra.sweep.dir=/a/writable/folder." if multirun else ELSEWHERE)
     if multirun and "test" in config and not any(override.startswith("test=") for override in overrides):
         arguments = [*arguments, "test=false"]  # a sweep is ranked on validation
     if multirun:
@@ -425,7 +425,7 @@ def hand_to_hydra(
         try:
             return job(config)
         except UserError as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
+            if HydraConfig.get().mode == RunMode.MULTIRUN and refused is not None:
                 raise
             if not speaks():
                 raise SystemExit(2) from None

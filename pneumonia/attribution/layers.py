@@ -32,10 +32,11 @@ def last_convolution(net: nn.Module) -> str:
 
 
 def relu_after(net: nn.Module, convolution: str) -> str:
-    """Name of the ReLU that follows a convolution, over a batch norm too; the convolution's own name if none does."""
+    """Name of the ReLU that follows a convolution, over a batch norm and the shortcut of a residual block too; the
+    convolution's own name if none does."""
     following = leaves(net)
     start = [name for name, _ in following].index(convolution) + 1
     for name, module in following[start:]:
-        if not isinstance(module, nn.BatchNorm2d):
+        if not isinstance(module, nn.BatchNorm2d | nn.Identity):
             return name if isinstance(module, nn.ReLU) else convolution
     return convolution

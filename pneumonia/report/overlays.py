@@ -35,7 +35,8 @@ from pneumonia.report.figures import (
 
 Map = NDArray[np.floating]
 PALETTES = {"colour_blind": (VERMILION, BLUE), "green_red": ("#00B030", "#E00000")}  # for, against
-SIGNS = ("signed", "for", "magnitude")
+SIGNS = ("signed", "brighter", "for", "magnitude")
+TWO_SIDED = ("signed", "brighter")
 MAGNITUDE = "#E69F00"  # of maps without a sign: no claim for or against
 DEEPEST = 0.72  # opacity of the strongest attribution
 STRONGEST = 99.5  # percentile
@@ -131,7 +132,7 @@ def _pair(axes: Axes, film: Explained, palette: str, sign: str, smooth: float, u
     axes.set(xticks=[], yticks=[], xlim=(-0.5, 2 * side + gap - 0.5), ylim=(side - 0.5, -0.5))
     axes.set_anchor("N")
     axes.spines[:].set(color=CLASS_COLOURS.get(film.truth, GREY), linewidth=1.8)
-    both_ways = "\N{PLUS-MINUS SIGN}" if sign == "signed" else ""
+    both_ways = "\N{PLUS-MINUS SIGN}" if sign in TWO_SIDED else ""
     scale = f"scale {both_ways}{_short(strongest(attribution))} {unit}".strip()
     facts = [film.subtype or film.truth.lower(), f"p(pneumonia) = {film.probability:.3f}", scale]
     lines = [_fit(film.name, 4.0, SMALL), _plain(" \N{MIDDLE DOT} ".join(fact for fact in facts if fact))]
@@ -154,17 +155,18 @@ def _scale(figure: Figure, axes: Sequence[Axes] | NDArray[np.object_], palette: 
     """A bar of the colours on grey, with words at its ends."""
     above, below = inks(palette, sign)
     middle = tuple(np.array(to_rgb("#B8B8B8")))
-    ends = [above] if sign != "signed" else [below, above]
+    ends = [above] if sign not in TWO_SIDED else [below, above]
     stops = [tuple((1 - DEEPEST) * np.array(middle) + DEEPEST * np.array(to_rgb(end))) for end in ends]
-    colours = [middle, stops[0]] if sign != "signed" else [stops[0], middle, stops[1]]
+    colours = [middle, stops[0]] if sign not in TWO_SIDED else [stops[0], middle, stops[1]]
     shades = LinearSegmentedColormap.from_list("scale", colours)
-    norm = Normalize(0 if sign != "signed" else -1, 1)
+    norm = Normalize(0 if sign not in TWO_SIDED else -1, 1)
     bar = figure.colorbar(
         ScalarMappable(norm, shades), ax=list(axes), location="bottom", fraction=0.03, pad=0.02, aspect=50, shrink=0.62
     )
     bar.outline.set_visible(False)
     places, labels = {
         "signed": ([-1, 0, 1], ["against pneumonia", "0", "for pneumonia"]),
+        "brighter": ([-1, 0, 1], ["darker would speak for pneumonia", "0", "brighter would"]),
         "for": ([0, 1], ["0", "for pneumonia"]),
         "magnitude": ([0, 1], ["0", "strong effect, either way"]),
     }[sign]

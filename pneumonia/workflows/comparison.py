@@ -1,7 +1,7 @@
 """Which run is best, and is the difference more than chance: what `python -m pneumonia.compare` does. No torch.
 
 Ranked on validation only. Each run's threshold is chosen on its own validation films by one rule; the paired tests are
-on test films. Runs that left the test films alone (sweeps) are tested on validation, and every page says so.
+on test films. Where a run left the test films alone (sweeps) all are tested on validation, and every page says so.
 Seeds and folds divide the same films anew: such runs share test and not validation, and each is ranked on its own.
 """
 
@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -49,15 +49,24 @@ def runs_of(config: CompareConfig) -> list[Run]:
     return checked_runs(sources_of(config), config)
 
 
+def of_one_kind(sources: dict[str, Source]) -> dict[str, Source]:
+    """The tables with what all can be judged on: test films that some alone have are left out. Raises UserError."""
+    with_test = [name for name, source in sources.items() if "test" in source.splits]
+    if len(with_test) in (0, len(sources)):
+        return sources
+    without = [name for name in sources if name not in with_test]
+    if bare := [name for name in with_test if "val" not in sources[name].splits]:
+        raise UserError(
+            f"{', '.join(without)} left the test films alone, {', '.join(bare)} holds no others: name runs of a kind."
+        )
+    return {
+        name: replace(source, splits={k: v for k, v in source.splits.items() if k == "val"})
+        for name, source in sources.items()
+    }
+
+
 def checked_runs(sources: dict[str, Source], config: CompareConfig) -> list[Run]:
     """The runs of these tables, or a UserError that names the one that does not belong to the others."""
-    with_test = [name for name, source in sources.items() if "test" in source.splits]
-    if with_test and len(with_test) < len(sources):
-        without = [name for name in sources if name not in with_test]
-        raise UserError(
-            f"{', '.join(without)} left the test films alone, {', '.join(with_test)} did not: compare runs of one kind "
-            "(python -m pneumonia.evaluate run=<run> test=true predicts a run's test films)."
-        )
     named = zip(sources.items(), parts_of(sources), strict=True)
     runs = [run_of(name, source, part, config) for (name, source), part in named]
     if config.operating_point.stressed:
@@ -76,7 +85,7 @@ def sources_of(config: CompareConfig) -> dict[str, Source]:
     if not listed and not (folders[0] / "predictions.csv").is_file():
         folders, _ = jobs_of(folders[0])
     names = distinct(folders)
-    return {name: read_run(folder) for name, folder in zip(names, folders, strict=True)}
+    return of_one_kind({name: read_run(folder) for name, folder in zip(names, folders, strict=True)})
 
 
 def jobs_of(sweep: Path) -> tuple[list[Path], list[str]]:
@@ -325,7 +334,7 @@ def describe(board: dict[str, Any]) -> None:
     """The leaderboard on the terminal."""
     metric, on = board["metric"], board["judged"]
     if on == "val":
-        log.warning("These runs left the test films alone: they are tested on the films that rank them.")
+        log.warning("Without test films of all runs they are tested on the films that rank them.")
     if board["validation_parts"] > 1:
         log.warning("The runs validate on different films (another seed or fold): ranks compare unlike figures.")
     width = max(len(row["name"]) for row in board["rows"])

@@ -13,11 +13,12 @@ from pneumonia.evaluation.checks import Interval
 from pneumonia.report.pages import model_card, report_html, report_markdown
 from pneumonia.report.verdict import verdict
 from pneumonia.settings import EvaluateConfig, OperatingPointConfig, UserError
+from pneumonia.workflows.locking import lock
 from pneumonia.workflows.provenance import page_of, repeat_of
 from pneumonia.workflows.record import read_json, write_all
 from pneumonia.workflows.sources import Source, source_of
 from pneumonia.workflows.stressed import stress_evidence
-from pneumonia.workflows.weighing import SCHEMA, rounded, subgroups_by_mark, told_rule, weigh
+from pneumonia.workflows.weighing import SCHEMA, digest_of, rounded, subgroups_by_mark, told_rule, weigh
 
 log = logging.getLogger(__name__)
 
@@ -26,19 +27,21 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Weigh a run, write its pages beside its predictions, close with a table and the verdict; the evidence."""
     source = source_of(config)
     keep_report(source)
-    if config.test:
-        from pneumonia.workflows.last_look import with_test_films
-
-        source = with_test_films(source)
+    earlier = earlier_of(source)
     if config.stress:
         from pneumonia.workflows.stress import stress_run
 
         stress_run(source)
     try:
+        if config.test:
+            from pneumonia.workflows.last_look import with_test_films
+
+            lock(source, config.operating_point, config.calibration)  # what would be refused is, before the look
+            source = with_test_films(source)
+
         evidence = weigh(source, config)
     except ValueError as error:
         raise UserError(f"{source.file}: {error}") from error
-    earlier = earlier_of(source)
     evidence |= rounded(probes(source, evidence, earlier, config))
     evidence["subgroups"] += rounded(subgroups_by_mark(source.splits[evidence["judged"]], evidence))
     warn_of_another_choice(source, evidence, earlier)
@@ -54,9 +57,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def earlier_of(source: Source) -> dict[str, Any]:
-    """The evidence that an earlier call left; empty without."""
+    """The evidence that an earlier call left of these predictions; empty without."""
     earlier = read_json(source.folder / "evidence.json")
-    return earlier if earlier.get("schema") == SCHEMA else {}
+    same = earlier.get("schema") == SCHEMA and earlier.get("predictions") == digest_of(source)
+    return earlier if same else {}
 
 
 def probes(

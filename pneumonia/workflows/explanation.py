@@ -44,6 +44,7 @@ TITLES = {
     "deeplift": "DeepLIFT", "smoothgrad": "SmoothGrad",
 }  # fmt: skip
 UNITS = {"saliency": "logit / grey", "smoothgrad": "logit / grey", "gradcam": "", "guided_gradcam": ""}
+GRADIENTS = ("saliency", "smoothgrad", "guided_gradcam")  # whose sign is what a brighter pixel would do
 COARSE = ("lime", "occlusion", "gradcam")  # drawn as they are; the others pixel by pixel, smoothed for the eye
 FOR_THE_EYE = 1 / 112  # of the side: 2 pixels at 224
 TOLERANCE = 0.05  # of a probability computed here against predictions.csv: other precision, not other films
@@ -215,7 +216,7 @@ def drawn(config: ExplainConfig, request: Request, name: str, method: Method, ou
         f"n = {len(sheet.films)} of {request.totals[outcome]}",
         unit_of(name, method),
         config.palette,
-        sign_of(method),
+        sign_of(name, method),
         smooth,
         " \N{MIDDLE DOT} ".join(text for text in notes(config, request, method, outcome, smooth, sheet) if text),
     )
@@ -238,10 +239,12 @@ def with_regions(film: overlays.Explained, fit: Explanation, num_features: int) 
     return replace(film, attribution=painted, regions=regions)
 
 
-def sign_of(method: Any) -> str:
-    """Whether a map tells for from against."""
+def sign_of(name: str, method: Any) -> str:
+    """Whether a map tells for from against, or what a change of grey would do."""
     if getattr(method, "absolute", False):
         return "magnitude"
+    if name in GRADIENTS:
+        return "brighter"
     return "for" if getattr(method, "relu", False) else "signed"
 
 
@@ -267,6 +270,7 @@ def notes(config: ExplainConfig, request: Request, method: Any, outcome: str, sm
     }[config.pick]  # fmt: skip
     masked = any(film.mask is not None for film in request.films)
     return [
+        "" if outcome == "images" else f"{config.split} films",
         "" if outcome == "images" else request.locked,
         "" if outcome == "images" else "the most confident ones" if mistakes else how,
         strongest(method.num_features, sheet.fitted) if sheet.fitted else "",

@@ -96,7 +96,11 @@ def recipe_of(checkpoint: Path, model: dict[str, Any]) -> Recipe:
     size = model.get("image_size") or data.image_size
     if not settings:
         notes.append(f"No settings lie beside the checkpoint: films are squashed to {size} x {size} pixels.")
-    if scale is None:
+    if scale is None and settings and checkpoint.name != "best.ckpt":
+        notes.append(
+            f"A run's threshold and calibration are of best.ckpt: {checkpoint.name} gets temperature 1 and 0.5."
+        )
+    elif scale is None:
         notes.append(
             "No evidence.json lies beside the checkpoint: temperature 1, threshold 0.5 (evaluate run= writes it)."
         )

@@ -4,10 +4,12 @@ This loads the model, and with it torch.
 """
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
+from pneumonia.data.records import Record, fingerprint_films
 from pneumonia.settings import UserError
 from pneumonia.training.checkpoint import load_classifier
 from pneumonia.workflows.predictions import row, summarize, write_predictions
@@ -21,7 +23,8 @@ log = logging.getLogger(__name__)
 def with_test_films(source: Source) -> Source:
     """The run with its manifest's test films predicted, which predictions.csv and metrics.json have from now on.
 
-    Those that are predicted already stay as they are. Raises UserError where the manifest has none, or one is gone.
+    Those that are predicted already stay as they are. Raises UserError where the manifest has none, one is gone or
+    another film than it was, or the folder takes no file.
     """
     if "test" in source.splits:
         log.info("test=true: %s has the test films already", source.file.name)
@@ -32,15 +35,29 @@ def with_test_films(source: Source) -> Source:
             f"test=true: no film of split test stands in {source.folder / 'manifest.csv'}. For other films type python "
             f"-m pneumonia.predict run={source.folder} images=<folder>."
         )
+    refuse_other_films(source, records)
     classifier = load_classifier(source.folder / "checkpoints" / "best.ckpt")
     classifier.to("cuda" if torch.cuda.is_available() else "cpu")
     batches = films_in_batches(source, [record.path for record in records], "test=true")
     found = np.concatenate([logits(classifier, batch) for batch in batches])
     made = [row(record, logit) for record, logit in zip(records, found.tolist(), strict=True)]
     rows, columns = read_table(source.file)
-    metrics = source.folder / "metrics.json"
-    write_json(metrics, read_json(metrics) | summarize(made))
     lines = [{name: line.get(name, "") for name in columns} for line in [*rows, *made]]
-    write_predictions(source.file, lines, columns)  # last: what is cut short is done again
+    metrics = source.folder / "metrics.json"
+    try:
+        write_json(metrics, read_json(metrics) | summarize(made))
+        write_predictions(source.file, lines, columns)  # last: what is cut short is done again
+    except OSError as error:
+        raise UserError(f"test=true: {source.folder} takes no file ({error}).") from error
     log.info("%d test films predicted, which training left alone; shortcuts=true looks for shortcuts there", len(made))
     return read_run(source.folder)
+
+
+def refuse_other_films(source: Source, records: Sequence[Record]) -> None:
+    """Raise UserError unless these films lie where they did, with the hashes of the manifest."""
+    if source.root is None:
+        return  # told by what reads them
+    _, bad = fingerprint_films(source.root, records)
+    if bad:
+        path, reason = bad[0]
+        raise UserError(f"test=true needs the test films of the manifest: {len(bad)} are not there ({path}: {reason}).")

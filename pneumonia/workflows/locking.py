@@ -74,7 +74,8 @@ def locked(threshold: float, fitted: float | tuple[float, float] | None, told: d
 def judges_of(source: Source, names: Sequence[str]) -> list[Source]:
     """The runs whose validation films choose for `source`, and none of them twice. Raises UserError."""
     judges = [judge_of(name) for name in names]
-    test = set(source.splits["test"].films.path.tolist()) if "test" in source.splits else set()
+    test = {record.path for record in source.manifest if record.split == "test"}
+    test |= set(source.splits["test"].films.path.tolist()) if "test" in source.splits else set()
     told: set[Path] = {source.file.resolve()}
     for name, judge in zip(names, judges, strict=True):
         file = judge.file.resolve()

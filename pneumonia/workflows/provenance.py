@@ -19,6 +19,7 @@ from pneumonia.report.evidence_figures import inline_film, inline_framed, inline
 from pneumonia.report.figures import Film
 from pneumonia.workflows.audit import SHOWN
 from pneumonia.workflows.record import read_json
+from pneumonia.workflows.resume import OWN, key_of, started_with
 from pneumonia.workflows.sources import Source, class_name
 
 log = logging.getLogger(__name__)
@@ -41,12 +42,9 @@ FACTS = (
 def page_of(source: Source, evidence: Mapping[str, Any], runs: Sequence[str]) -> dict[str, Any]:
     """Plain values for the pages, `runs` as typed; whatever an older version did not write is left out."""
     run = source.run
-    command = str(run.get("command", ""))
-    if command.startswith("train.py"):
-        command = command.replace("train.py", "python -m pneumonia.train", 1)
     return {
         "name": source.folder.resolve().name,
-        "command": command,
+        "command": command_of(source.folder),
         "repeat": repeat_of(source, evidence, runs),
         "facts": {name: run[name] for name in FACTS if run.get(name) is not None},
         "parameters": run.get("parameters"),
@@ -65,6 +63,15 @@ def page_of(source: Source, evidence: Mapping[str, Any], runs: Sequence[str]) ->
         "mistakes": [mistake | {"picture": picture_of(source, mistake["path"])} for mistake in named(evidence)],
         "marks": [mark | {"picture": corner_of(source, mark)} for mark in found_marks(evidence)[:SHOWN]],
     }
+
+
+def command_of(folder: Path) -> str:
+    """The command that trains such a run, in a folder of its own; of a job of a sweep alone; nothing where it is not
+    told."""
+    if not (folder / ".hydra" / "overrides.yaml").is_file():
+        return ""
+    typed = [override for override in started_with(folder) if key_of(override) not in OWN]
+    return shlex.join(["python", "-m", "pneumonia.train", *typed])
 
 
 def repeat_of(source: Source, evidence: Mapping[str, Any], runs: Sequence[str]) -> str:
@@ -100,8 +107,9 @@ def sheets_of(folder: Path, threshold: float) -> list[dict[str, str]]:
     for file in sorted((folder / "explanations").rglob("*.png")):
         name = file.relative_to(folder / "explanations").with_suffix("").as_posix()
         picture, reason = "", "left out for size"
-        made = made_at(file)
-        if made is not None and not math.isclose(made, threshold, rel_tol=1e-6, abs_tol=1e-9):
+        told = {} if file.stem == "images" else read_json(file.with_suffix(".json"))  # images are of no outcome
+        made, split = told.get("threshold"), told.get("split")
+        if isinstance(made, int | float) and not math.isclose(made, threshold, rel_tol=1e-6, abs_tol=1e-9):
             reason = f"made at threshold {made:.4g}, before this operating point"
         else:
             try:
@@ -112,17 +120,9 @@ def sheets_of(folder: Path, threshold: float) -> list[dict[str, str]]:
         if used + len(picture) > ROOM:
             picture = ""
         used += len(picture)
+        name += f" ({split} films)" if split else ""
         sheets.append({"name": name, "picture": picture, "reason": "" if picture else reason})
     return sheets
-
-
-def made_at(sheet: Path) -> float | None:
-    """The threshold in the settings of the same name beside a sheet of an outcome; None where it is not told, and for
-    images, which are of no outcome."""
-    if sheet.stem == "images":
-        return None
-    told = read_json(sheet.with_suffix(".json")).get("threshold")
-    return float(told) if isinstance(told, int | float) else None
 
 
 def named(evidence: Mapping[str, Any]) -> list[dict[str, Any]]:

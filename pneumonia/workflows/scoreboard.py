@@ -205,7 +205,7 @@ def write_scoreboard(
         {m.name: [means[name].get(m.name, {}) for name in order] for m in measures},
         mean_table,
         f"n = {len(request.films)} {NAMES.get(config.select, 'films')}, one a patient; 95 % intervals over films",
-        f"{request.locked} \N{MIDDLE DOT} {request.source}",
+        f"{config.split} films \N{MIDDLE DOT} {request.locked} \N{MIDDLE DOT} {request.source}",
     )
     request.output.mkdir(parents=True, exist_ok=True)
     write_csv(request.output / "scoreboard.csv", order, place, measures, means)

@@ -314,14 +314,15 @@ class Scale:
 
 
 def scale_of(checkpoint: Path) -> Scale | None:
-    """An exported model's own, or that which evaluate locked for the run the checkpoint lies in; None where it did not.
+    """An exported model's own, or that which evaluate locked for the run whose best weights these are; None where it
+    did not, and for other weights of a run.
 
     Raises UserError for a file or evidence that can't be read.
     """
     if checkpoint.suffix == EXPORTED:
         told = read_told(checkpoint)["recipe"]
         return Scale(float(told["temperature"]), float(told.get("bias", 0.0)), float(told["threshold"]))
-    point = locked_point(checkpoint.resolve().parents[1])
+    point = locked_point(checkpoint.resolve().parents[1]) if checkpoint.name == "best.ckpt" else None
     if point is None:
         return None
     threshold = point.get("threshold_calibrated", point["threshold"])

@@ -55,7 +55,7 @@ def check_output(file: Path) -> None:
     """Raise UserError unless `file` can be written: it is new, or a predictions.csv of an earlier predict."""
     if file.is_dir():
         raise UserError(f"output={file} is a folder: expected a file, as output={file}/predictions.csv.")
-    writable_folder(file.resolve().parent)
+    writable_folder(file.resolve().parent, "Set output=/a/writable/folder/predictions.csv.")
     if not file.resolve().parent.is_dir():
         raise UserError(f"output={file}: the folder {file.parent} is not there.")
     if file.exists():

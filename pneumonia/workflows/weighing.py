@@ -45,6 +45,11 @@ MISTAKES = 12
 SCHEMA = 2
 
 
+def digest_of(source: Source) -> str:
+    """SHA-256 of the table: evidence is of these predictions."""
+    return hashlib.sha256(source.file.read_bytes()).hexdigest()
+
+
 def weigh(source: Source, config: EvaluateConfig) -> dict[str, Any]:
     """The evidence as plain values, without its verdict. Raises ValueError from the statistics."""
     locked = lock(source, config.operating_point, config.calibration)
@@ -59,7 +64,7 @@ def weigh(source: Source, config: EvaluateConfig) -> dict[str, Any]:
     split = source.splits[judged]
     evidence = {
         "schema": SCHEMA,
-        "predictions": hashlib.sha256(source.file.read_bytes()).hexdigest(),
+        "predictions": digest_of(source),
         "options": {
             "operating_point": told_rule(config.operating_point),
             "calibration": config.calibration,

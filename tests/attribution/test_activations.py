@@ -5,7 +5,7 @@ from attribution_cases import random_films, small_cnn
 from torch import nn
 
 from pneumonia.attribution.activations import activations
-from pneumonia.attribution.layers import find_layer, last_convolution, relu_after
+from pneumonia.attribution.layers import find_layer, last_convolution, leaves, relu_after
 
 
 @pytest.fixture
@@ -107,6 +107,15 @@ def test_a_relu_is_found_over_a_batch_norm_and_missed_where_there_is_none():
     assert relu_after(normed, "0") == "2"
     assert relu_after(normed, "3") == "3"
     assert relu_after(nn.Sequential(layers[0]), "0") == "0"
+
+
+def test_a_relu_is_found_over_the_shortcut_of_a_residual_block():
+    from pneumonia.models.compact import compact
+
+    for blocks in ([1, 1], [1, 2]):
+        net = compact(stem=4, widths=[4, 8], blocks=blocks, dropout=0.0, image_size=16)
+        relus = [name for name, module in leaves(net) if isinstance(module, nn.ReLU)]
+        assert relu_after(net, last_convolution(net)) == relus[-1] and relus[-1].endswith("relu2"), blocks
 
 
 def test_a_net_without_convolutions_is_refused_with_its_layers():

@@ -82,6 +82,7 @@ def make_run(
         "skipped": [],
     }
     (folder / "run.json").write_text(json.dumps(told))
+    (folder / ".hydra" / "overrides.yaml").write_text("- data=synthetic\n")
     (folder / ".hydra" / "config.yaml").write_text(
         "data: {source: folder, root: /x, image_size: 32, resize: squash, patient_key: strict, fold: null}\n"
         f"model: {{_target_: pneumonia.models.cnn.cnn, dropout: {dropout}}}\nseed: {seed}\n"

@@ -217,6 +217,23 @@ def test_folds_share_test_and_not_validation(command: Command, tmp_path: Path) -
     assert {row["n"] for row in board["spread"] if row["group"] != voted["group"]} == {2}
 
 
+def test_a_run_whose_test_films_were_looked_at_stays_in_its_sweep(
+    command: Command, tmp_path: Path, capsys: Any
+) -> None:
+    """All are judged on validation, as before the look."""
+    for k in (0, 1):
+        make_run(tmp_path / "sweep" / str(k), [row for row in rows_of(k) if row["split"] == "val"])
+    command("compare", "runs=sweep", "output=before", "resamples=200")
+    make_run(tmp_path / "looked", rows_of(1))
+    (tmp_path / "looked" / "predictions.csv").replace(tmp_path / "sweep" / "1" / "predictions.csv")
+    capsys.readouterr()
+    command("compare", "runs=sweep", "output=after", "resamples=200")
+    assert "Without test films of all runs" in capsys.readouterr().out
+    before, after = ((tmp_path / name / "leaderboard.csv").read_text() for name in ("before", "after"))
+    assert before == after and "val_auroc" in before and "test_auroc" not in before
+    assert "Without test films of all runs" in (tmp_path / "after" / "comparison.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [
@@ -249,6 +266,8 @@ def test_runs_that_cannot_be_compared_are_named(
     elif how == "one class":
         rows = [row for row in rows if row["label"] or row["split"] == "test"]
     elif how == "half":
+        first = make_run(tmp_path / "sweep" / "2")
+        write_table(first / "predictions.csv", [row for row in rows if row["split"] == "test"], COLUMNS)
         rows = [row for row in rows if row["split"] == "val"]
     elif how == "none":
         rows = [row for row in rows if row["split"] == "test"]

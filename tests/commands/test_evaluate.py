@@ -551,6 +551,20 @@ def test_the_command_that_repeats_the_page_does(command: Command, tmp_path: Path
     assert "python -m pneumonia.evaluate predictions=mine.csv " in (tmp_path / "report.html").read_text()
 
 
+def test_the_command_that_repeats_the_run_can_be_typed(command: Command, tmp_path: Path) -> None:
+    """What was typed beside it is quoted for a shell; where the run went on, or of what sweep it was, is left out."""
+    run = make_run(tmp_path / "run")
+    typed = ["data.root=/my films", "search.lr=tag(log,interval(0.001,0.1))", f"resume={run}", "force=true"]
+    (run / ".hydra" / "overrides.yaml").write_text("".join(f"- {json.dumps(override)}\n" for override in typed))
+    command("evaluate", "run=run", QUICK)
+    told = "python -m pneumonia.train 'data.root=/my films' 'search.lr=tag(log,interval(0.001,0.1))'"
+    page = Tags((run / "report.html").read_text()).text
+    assert told in page and "resume=" not in page and "force=" not in page
+    (run / ".hydra" / "overrides.yaml").unlink()
+    command("evaluate", "run=run", QUICK)
+    assert "repeats the run" not in (run / "report.html").read_text()
+
+
 def test_findings_in_words(tmp_path: Path) -> None:
     from pneumonia.report.verdict import verdict
 

@@ -67,7 +67,10 @@ def test_a_threshold_that_options_chose_is_not_replaced_in_silence(
     ("how", "message"),
     [
         ("none", "test=true: no film of split test stands in"),
-        ("gone", "test=true needs the films"),
+        ("gone", "test=true needs the test films of the manifest: 20 are not there (test/"),
+        ("other", "changed since the manifest was written (another SHA-256)"),
+        ("unknown", "does not say where they are"),
+        ("option", "stress=true first"),
         ("checkpoint", "best.ckpt"),
         ("table", "test=true needs the model and its films: type run="),
     ],
@@ -75,20 +78,28 @@ def test_a_threshold_that_options_chose_is_not_replaced_in_silence(
 def test_what_it_needs_and_is_not_there_is_one_line(
     untested: Path, command: Command, capsys: Any, how: str, message: str
 ) -> None:
-    typed = f"run={untested}"
+    typed, options = f"run={untested}", ["operating_point.stressed=true"] if how == "option" else []
     if how == "none":
         manifest = untested / "manifest.csv"
         kept = [line for line in manifest.read_text().splitlines(keepends=True) if not line.startswith("test/")]
         manifest.write_text("".join(kept))
-    elif how == "gone":
+    elif how in ("gone", "unknown"):
         told = json.loads((untested / "run.json").read_text())
-        (untested / "run.json").write_text(json.dumps(told | {"data_root": "/no"}))
+        (untested / "run.json").write_text(json.dumps(told | {"data_root": "/no" if how == "gone" else None}))
+    elif how == "other":
+        films = Path(json.loads((untested / "run.json").read_text())["data_root"])
+        (untested / "run.json").write_text(
+            json.dumps(json.loads((untested / "run.json").read_text()) | {"data_root": str(untested / "films")})
+        )
+        shutil.copytree(films, untested / "films")
+        first, second, *_ = sorted((untested / "films" / "test" / "NORMAL").iterdir())
+        shutil.copy(first, second)
     elif how == "checkpoint":
         (untested / "checkpoints" / "best.ckpt").unlink()
-    else:
+    elif how == "table":
         typed = f"predictions={untested / 'predictions.csv'}"
     before = {file: file.read_bytes() for file in untested.rglob("*") if file.is_file()}
     with pytest.raises(SystemExit) as ending:
-        command("evaluate", typed, QUICK, "test=true")
+        command("evaluate", typed, QUICK, "test=true", *options)
     assert ending.value.code == 2 and message in capsys.readouterr().err
     assert {file: file.read_bytes() for file in untested.rglob("*") if file.is_file()} == before

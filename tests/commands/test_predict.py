@@ -51,6 +51,17 @@ def test_its_table_can_be_evaluated_at_the_same_threshold(
     assert again["operating_point"]["reason"].endswith("the threshold that the films were predicted with is used")
 
 
+def test_other_weights_of_a_run_do_not_get_the_threshold_of_its_best(
+    command: Command, run: Path, phantoms: Path, tmp_path: Path, capsys: Any
+) -> None:
+    film = next((phantoms / "test" / "PNEUMONIA").iterdir())
+    command("predict", f"checkpoint={run / 'checkpoints' / 'last.ckpt'}", f"images={film}")
+    [row] = table(tmp_path / "predictions.csv")
+    assert float(row["threshold"]) == 0.5
+    assert float(row["probability"]) == pytest.approx(expit(float(row["logit"])), rel=1e-4)
+    assert "threshold and calibration are of best.ckpt: last.ckpt gets" in capsys.readouterr().out
+
+
 def test_a_bare_checkpoint_gives_the_plain_probability_and_says_so(
     command: Command, run: Path, phantoms: Path, tmp_path: Path, capsys: Any
 ) -> None:

@@ -92,6 +92,8 @@ def test_a_map_without_a_sign_claims_none() -> None:
     assert "either way" in text and "for pneumonia" not in text and "against" not in text
     text = words(contact_sheet([film(attribution=abs(signed()))], "t", "n = 1", "", sign="for"))
     assert "for pneumonia" in text and "against" not in text
+    text = words(contact_sheet([film(attribution=signed())], "t", "n = 1", "", sign="brighter"))
+    assert "brighter" in text and "darker" in text and "against" not in text
 
 
 def test_an_unknown_palette_is_refused() -> None:
