@@ -29,7 +29,7 @@ from pneumonia.data.decode import BadFilm, Decoded, decode, read_film
 from pneumonia.data.records import Record
 from pneumonia.settings import UserError, usable_cores
 
-FORMAT = 2
+FORMAT = 3
 MARGIN = 64 << 20  # bytes left free for everything else
 
 
@@ -176,8 +176,12 @@ def decoded(
     def one(job: tuple[int, str]) -> Line:
         row, digest = job
         try:
-            film: Decoded = decode(sources[digest].read_bytes(), size, resize)
-        except (OSError, BadFilm) as error:
+            content = sources[digest].read_bytes()
+        except OSError as error:  # it was read a moment ago: no fault of the film's, and not to be remembered as one
+            raise UserError(f"{sources[digest]} can't be read any more ({error}). Type the command again.") from error
+        try:
+            film: Decoded = decode(content, size, resize)
+        except BadFilm as error:
             return Line(row, digest, 0, 0, "", 0, str(error))
         if pixels is not None:
             pixels[row] = film.pixels

@@ -2,21 +2,28 @@
 
 A large JPEG is decoded at 1/2, 1/4 or 1/8 where that leaves at least twice the target and LEAST pixels (libjpeg
 computes a smaller inverse DCT), then resized by area: within a mean of 1 grey level of a full decode. A colour JPEG
-gives its luma. 16-bit values are scaled by 255 / 65535; alpha is laid over black. The same pass finds what is wrong
-with a file: Pillow reads the whole stream and refuses what is cut short.
+gives its luma. 16-bit values are scaled by 255 / 65535; alpha is laid over black. A JPEG that its EXIF tag calls
+turned or mirrored is set upright, as viewers show it. The same pass finds what is wrong with a file: Pillow reads the
+whole stream and refuses what is cut short.
 """
 
 import io
+import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 LEAST = 448  # below it the mean error of the reduced decode passes 1 grey level on some full-size films
 HALVED = 2.5  # sides to target from which halving first stays within 1 grey level
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+
+warnings.filterwarnings(
+    "ignore", category=Image.DecompressionBombWarning
+)  # told as BadFilm; a filter a film would leak between threads
 
 
 class BadFilm(Exception):
@@ -38,21 +45,32 @@ def decode(content: bytes, size: int, resize: str) -> Decoded:
     if not content:
         raise BadFilm("zero bytes")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image:
-                mode, (width, height) = image.mode, image.size
-                if image.format == "JPEG":
-                    least = max(2 * size, LEAST)
-                    image.draft("L", (least, least))
-                pixels = RESIZE[resize](grey(image), size)
+        with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image:
+            mode, (width, height) = image.mode, image.size
+            if width * height > (Image.MAX_IMAGE_PIXELS or width * height):
+                raise Image.DecompressionBombError
+            turned = 1
+            if image.format == "JPEG":
+                turned = orientation(image)
+                least = max(2 * size, LEAST)
+                image.draft("L", (least, least))
+            pixels = RESIZE[resize](grey(image if turned == 1 else ImageOps.exif_transpose(image)), size)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadFilm(f"a decompression bomb: more than {Image.MAX_IMAGE_PIXELS:,} pixels") from error
     except UnidentifiedImageError as error:
         raise BadFilm("not a JPEG or PNG image") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise BadFilm(str(error)) from error
-    return Decoded(pixels, width, height, mode)
+    return Decoded(pixels, *((height, width) if turned in SIDEWAYS else (width, height)), mode)
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation of a JPEG, 1 to 8; 1 (upright) where there is none, or no whole one."""
+    try:
+        told = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error):
+        return 1
+    return told if told in range(1, 9) else 1
 
 
 def read_film(path: Path, size: int, resize: str) -> np.ndarray:

@@ -21,6 +21,7 @@ from pneumonia.settings import UserError, nearest
 CLASSES = ("NORMAL", "PNEUMONIA")
 SPLITS = ("train", "val", "test")
 SUFFIXES = (".jpeg", ".jpg", ".png")
+UNREAD = (".bmp", ".dcm", ".gif", ".jfif", ".jpe", ".tif", ".tiff", ".webp")  # may be films, and are not read
 MISSING = "no such file"
 EXPECTED = "<root>/{train,test}/{NORMAL,PNEUMONIA}/*.{jpeg,jpg,png}"
 PATTERNS = (
@@ -83,6 +84,24 @@ def scan_folder(root: Path, patient_key: str) -> tuple[list[Record], list[str]]:
             records.append(record)
             unknown += [] if understood else [relative]
     return records, unknown
+
+
+def overlooked(root: Path) -> list[str]:
+    """Notes on what lies below `root` and looks like films, but where or named as none is read."""
+    split = ("train", "val", "test")
+    others = [entry for entry in sorted(root.iterdir()) if entry.is_dir() and entry.name not in split]
+    folders = [entry.name for entry in others if any((entry / name).is_dir() for name in CLASSES)]
+    notes = [f"{root / name} is no folder that films are read from; those are {', '.join(split)}." for name in folders]
+    below = [
+        path for name in split for path in sorted((root / name).rglob("*")) if not path.name.startswith((".", "_"))
+    ]
+    left = [path for path in below if path.suffix.lower() in UNREAD]
+    left += [path for path in below if path.suffix.lower() in SUFFIXES and path.parent.parent == root]
+    if left:
+        notes.append(
+            f"{len(left):,} files are left out, as {left[0]}: films are {', '.join(SUFFIXES)} in <split>/<class>/."
+        )
+    return notes
 
 
 def class_files(root: Path, split: str) -> list[tuple[int, Path]]:

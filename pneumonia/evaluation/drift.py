@@ -58,8 +58,10 @@ def metric_drift(
 ) -> list[MetricDrift]:
     """Every metric, test minus val, with the interval of the difference of two independent bootstraps.
 
-    Where all resamples of a split agree, as those of a perfect ranking do, they would tell it as known exactly: there
-    the difference is of both splits' own intervals (Zou and Donner 2008, doi:10.1002/sim.3095).
+    None for ECE, whose resamples lie too high, the more so the fewer the films: the difference would be called drift
+    where both splits are calibrated. Where all resamples of a split agree, as those of a perfect ranking do, they would
+    tell it as known exactly: there the difference is of both splits' own intervals (Zou and Donner 2008,
+    doi:10.1002/sim.3095).
     ValueError where both bootstraps used one seed: their resamples may then move together.
     """
     if val_draws.seed == test_draws.seed:
@@ -81,7 +83,7 @@ def metric_drift(
         if interval and not all(width_or_none(percentile_interval(draws, level)) for _, draws in both):
             own = (_own_interval(name, films, threshold, draws, level) for films, draws in both)
             interval = _of_difference(a, b, *own)
-        rows.append(MetricDrift(name, a, b, b - a, interval))
+        rows.append(MetricDrift(name, a, b, b - a, None if name == "ece" else interval))
     return rows
 
 

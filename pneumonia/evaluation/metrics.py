@@ -148,6 +148,13 @@ def ece(label: ArrayLike, probability: ArrayLike, bins: int = ECE_BINS) -> float
     return float(np.abs(gap).sum() / truth.size)
 
 
+def chance_ece(probability: ArrayLike, draws: int = 200, seed: int = 0) -> float:
+    """The mean ECE where every probability [N] is true: labels are drawn by it. So much is chance on so few films."""
+    score = np.asarray(probability, np.float64)
+    rng = np.random.default_rng(seed)
+    return float(np.mean([ece(rng.random(score.size) < score, score) for _ in range(draws)]))
+
+
 def at_prevalence(
     sensitivity: float | None, specificity: float | None, prevalence: float
 ) -> tuple[float | None, float | None]:

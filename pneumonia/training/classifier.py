@@ -25,6 +25,7 @@ from pneumonia.training.mixing import Mix
 from pneumonia.training.schedules import Factor
 from pneumonia.training.views import KEPT, STANDARDIZE, blurred, middle
 
+FUSED = ("Adagrad", "Adam", "AdamW", "SGD")  # torch's optimizers that can be
 NEITHER = -1  # a label that no metric counts
 
 
@@ -157,10 +158,15 @@ class Classifier(L.LightningModule):
         self.log_dict({name: value for name, value in values.items() if name not in shown})
 
     def validation_scores(self) -> tuple[Tensor, Tensor]:
-        """(probability [N], target [N]) of the validation films seen since the last epoch."""
+        """(probability [N], target [N]) of the validation films seen since the last epoch, by all processes."""
         curve = self.val_metrics["auroc"]
         assert isinstance(curve, BinaryAUROC)
-        return dim_zero_cat(curve.preds), dim_zero_cat(curve.target)
+        own = dim_zero_cat(curve.preds).cpu(), dim_zero_cat(curve.target).cpu()
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return own
+        every: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(every, own)  # shares differ in size
+        return torch.cat([scores for scores, _ in every]), torch.cat([target for _, target in every])
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         return {"index": batch["index"], "logit": self(batch["image"])}
@@ -174,7 +180,8 @@ class Classifier(L.LightningModule):
     def build_optimizer(self, fused: bool = True) -> torch.optim.Optimizer:
         """Lightning clips no gradients of a fused optimizer under mixed precision."""
         groups = parameter_groups(self.net, self.optimizer.get("weight_decay", 0.0))
-        return build("optimizer", self.optimizer | {"fused": fused}, params=groups)
+        told = {"fused": fused} if self.optimizer["_target_"].rpartition(".")[2] in FUSED else {}
+        return build("optimizer", self.optimizer | told, params=groups)
 
     def build_factor(self, steps_per_epoch: int, total_steps: int) -> Factor:
         return build("schedule", self.schedule, steps_per_epoch=steps_per_epoch, total_steps=total_steps)

@@ -23,17 +23,19 @@ SHOWN = 20  # marks that are told one by one
 
 
 def audit_films(config: PrepareConfig) -> dict[str, Any]:
-    """Print the audit; exit code 1 where a patient (by data.patient_key) or a copy of a film stands in two splits."""
+    """Print the audit; exit code 1 where a patient (by its key or manifest) or a copy stands in two splits."""
     films = films_of(config.data, config.seed)
     found = audit_records(films.records)
     found["near"] = near_copies_of(films)
     found["marks"] = class_marks(films.root, films.records)
-    describe(found, config.data.patient_key, films.skipped)
+    own = config.data.manifest and config.data.patient_key != "none"
+    key = "the manifest's patients" if own else f"data.patient_key={config.data.patient_key}"
+    describe(found, key, films.skipped)
     reasons = leaks(found)
     if reasons:
         log.error("LEAK: %s", "; ".join(reasons))
         raise SystemExit(1)
-    log.info("No leak under data.patient_key=%s.", config.data.patient_key)
+    log.info("No leak under %s.", key)
     return found
 
 
@@ -77,8 +79,8 @@ def leaks(found: dict[str, Any]) -> list[str]:
     return [f"{text} in more than one split" for text in told]
 
 
-def describe(found: dict[str, Any], patient_key: str, skipped: list[tuple[str, str]]) -> None:
-    """Sizes, patients under each key, copies, marks, unreadable files, a line each."""
+def describe(found: dict[str, Any], own: str, skipped: list[tuple[str, str]]) -> None:
+    """Sizes, patients under each key (`own`: the recorded one), copies, marks, unreadable files, a line each."""
     for row in found["sizes"]:
         modes = ", ".join(f"{mode} {count:,}" for mode, count in row["modes"].items())
         size = " x ".join(
@@ -93,7 +95,7 @@ def describe(found: dict[str, Any], patient_key: str, skipped: list[tuple[str, s
             modes,
         )
     for row in found["patients"]:
-        key = f"data.patient_key={patient_key}" if row["key"] == "recorded" else f"{row['key']} key"
+        key = own if row["key"] == "recorded" else f"{row['key']} key"
         pairs = "  ".join(f"{pair} {row[pair]}" for pair in ("train-val", "train-test", "val-test"))
         log.info("patients in two splits, %-26s %s", key, pairs)
     for kind, name in (("copies", "exact copies"), ("near", "near copies")):

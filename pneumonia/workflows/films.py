@@ -12,7 +12,15 @@ import numpy as np
 from pneumonia.data.audit import standing
 from pneumonia.data.cache import FilmCache, FilmFiles, Line, cache_films, damaged
 from pneumonia.data.download import download_films
-from pneumonia.data.records import Record, bad_files_message, fingerprint_films, parse_name, read_manifest, scan_folder
+from pneumonia.data.records import (
+    Record,
+    bad_files_message,
+    fingerprint_films,
+    overlooked,
+    parse_name,
+    read_manifest,
+    scan_folder,
+)  # fmt: skip
 from pneumonia.data.split import class_counts, split_by_patient
 from pneumonia.data.synthetic import FORMAT, draw_films
 from pneumonia.settings import DataConfig, PrepareConfig, TrainConfig, UserError
@@ -60,6 +68,13 @@ def films_of(data: DataConfig, seed: int) -> Films:
             "as a patient of its own, so one child may stand on both sides of the split. data.manifest=films.csv with "
             "a patient column mends it; data.patient_key=none says that it is meant."
         )
+    if data.manifest and data.patient_key == "conservative":
+        notes.append(
+            "data.patient_key=conservative: the patients that data.manifest names go first; empty its patient column "
+            "to have them by the key."
+        )
+    if not data.manifest:
+        notes += overlooked(root)
     split = split_by_patient(
         opened, data.val_fraction, seed, data.folds, data.fold, data.held_out, data.counterexamples,
         lambda some: stacked(pixels, some),

@@ -28,6 +28,7 @@ from pneumonia.evaluation.intervals import delong, wilson
 from pneumonia.evaluation.metrics import (
     METRICS,
     at_prevalence,
+    chance_ece,
     confident_mistakes,
     confusion,
     point_metrics,
@@ -43,6 +44,14 @@ from pneumonia.workflows.sources import Source, Split
 CALIBRATION = ("brier", "log_loss", "ece")
 MISTAKES = 12
 SCHEMA = 2
+
+
+def patient_key_of(source: Source) -> str | None:
+    """The key by which the run's films have their patients, `manifest` where that names them; None where not known."""
+    if not source.config:
+        return None
+    data = source.data
+    return "manifest" if data.manifest and data.patient_key != "none" else data.patient_key
 
 
 def digest_of(source: Source) -> str:
@@ -81,7 +90,7 @@ def weigh(source: Source, config: EvaluateConfig) -> dict[str, Any]:
         "abstention": abstention(source, judged, locked, config),
         "mistakes": mistakes(split, locked),
         "audit": audit_of(source),
-        "patient_key": source.data.patient_key if source.config else None,
+        "patient_key": patient_key_of(source),
         "left_out": len(source.run.get("skipped", [])),
         "planned": {name: sum(r.split == name for r in source.manifest) for name in source.splits},
         "shortcuts": None,
@@ -145,6 +154,7 @@ def one_split(split: Split, locked: Locked, draws: Draws, config: EvaluateConfig
         "metrics": estimates(split, locked.threshold, draws, config.level),
         "delong": {"value": ranked.auroc, "interval": ranked.interval},
         "at_prevalence": prevalent(split, locked.threshold, draws, config),
+        "chance_ece": [chance_ece(told, seed=config.seed) for told in (films.probability, calibrated)],
         "calibrated": {name: {"value": point[name], "interval": intervals[name]} for name in CALIBRATION},
         "reliability": {
             "before": [b._asdict() for b in reliability_bins(films.label, films.probability)],

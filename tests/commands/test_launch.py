@@ -134,6 +134,14 @@ def test_torchrun_and_srun_leave_what_spawned_processes_leave(phantoms: Path, tm
         spawned = (tmp_path / "spawned" / name).read_bytes()
         assert spawned == (tmp_path / "torchrun" / name).read_bytes() == (tmp_path / "srun" / name).read_bytes()
     assert sorted(entry.name for entry in tmp_path.iterdir() if entry.is_dir()) == ["spawned", "srun", "torchrun"]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util import tensor_util
+
+    events = EventAccumulator(str(tmp_path / "torchrun" / "tensorboard"))
+    events.Reload()
+    curve = tensor_util.make_ndarray(events.Tensors("val/precision_recall")[-1].tensor_proto)
+    films = json.loads((tmp_path / "torchrun" / "metrics.json").read_text())["val"]["n"]
+    assert curve[:4, 0].sum() == films  # the pictures are of the films of all processes
 
 
 @pytest.mark.slow

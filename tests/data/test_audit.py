@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from pneumonia.data.audit import alike, audit_records, difference_hash, near_copies, shrunk, size_table
+from pneumonia.data.records import scan_folder, write_manifest
 from pneumonia.settings import DataConfig
 from pneumonia.workflows.films import Films, films_of
 
@@ -116,3 +117,14 @@ def test_prepare_tells_it_and_ends_with_one_where_the_chosen_key_leaks(
     with pytest.raises(SystemExit) as ending:
         command("prepare", *typed)
     assert ending.value.code == 1 and "1 group of exact copies stands in more than one split" in capsys.readouterr().out
+
+
+def test_the_patients_of_a_manifest_are_told_as_its_own(command: Command, films_copy: Path, capsys: Any) -> None:
+    """The typed key names none of them, and what is said of it would be said of another split."""
+    typed = (f"data.root={films_copy}", "data.image_size=32", "audit=true", "data.patient_key=conservative")
+    manifest = films_copy / "films.csv"
+    write_manifest(manifest, scan_folder(films_copy, "strict")[0])
+    command("prepare", *typed, f"data.manifest={manifest}")
+    told = capsys.readouterr()
+    assert "No leak under the manifest's patients" in told.out and "under data.patient_key" not in told.out
+    assert "the patients that data.manifest names go first" in told.out + told.err

@@ -131,6 +131,24 @@ def test_bad_films_are_told_with_their_reason(films_copy: Path, tmp_path: Path) 
     assert "truncated" in bad.reason
 
 
+def test_a_read_that_fails_once_is_no_fault_of_the_film(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, films = Path.read_bytes, fingerprint_films(phantoms, scan_folder(phantoms, "strict")[0])[0]
+
+    def failing(path: Path) -> bytes:
+        if path.name == Path(films[9].path).name:
+            raise OSError(5, "Input/output error")
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", failing)
+        with pytest.raises(UserError, match=r"can't be read any more .*Input/output error.* Type the command again"):
+            cache_films(tmp_path / "c", phantoms, films, 32, "squash")
+    lines = cache_films(tmp_path / "c", phantoms, films, 32, "squash").lines
+    assert len(lines) == len(films) and not [line for line in lines.values() if line.reason]
+
+
 def test_a_folder_that_cannot_be_written_and_a_full_disk_are_one_clear_error(
     phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from pneumonia.data.decode import BadFilm, crop, decode, pad, read_film, squash
 
@@ -98,6 +98,23 @@ def jpeg() -> bytes:
     stream = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300), dtype=np.uint8)).save(stream, "JPEG")
     return stream.getvalue()
+
+
+@pytest.mark.parametrize("told", range(1, 9))
+def test_a_film_that_lies_on_its_side_is_set_upright(tmp_path: Path, told: int) -> None:
+    upright, back = Image.fromarray(film(160, 240)), {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
+    stored = upright.transpose(Image.Transpose(back[told])) if told in back else upright
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = told
+    stored.save(tmp_path / "film.jpeg", quality=100, exif=exif)
+    found = decode((tmp_path / "film.jpeg").read_bytes(), 64, "squash")
+    assert (found.width, found.height) == (240, 160)
+    assert np.abs(found.pixels.astype(int) - squash(np.asarray(upright), 64)).mean() <= 1
+
+
+def test_a_torn_exif_tag_is_as_none(tmp_path: Path) -> None:
+    Image.fromarray(film()).save(tmp_path / "film.jpeg", exif=b"Exif\x00\x00MM\x00*\x00\x00")
+    assert decode((tmp_path / "film.jpeg").read_bytes(), 64, "squash").width == 210
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Records know whose film it is, and a folder that does not fit is refused by name."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from pneumonia.data.records import (
     Record,
     fingerprint,
     fingerprint_films,
+    overlooked,
     parse_name,
     read_manifest,
     scan_folder,
@@ -102,6 +104,17 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "film.jpeg").write_bytes(b"x")
     good, bad = fingerprint_films(tmp_path, [Record("film.jpeg", 0, "p"), Record("gone.jpeg", 0, "q")])
     assert [record.path for record in good] == ["film.jpeg"] and bad == [("gone.jpeg", "no such file")]
+
+
+def test_what_looks_like_films_and_is_not_read_is_told(films_copy: Path) -> None:
+    assert overlooked(films_copy) == []
+    shutil.copytree(films_copy / "test", films_copy / "valid")
+    first = next((films_copy / "train" / "NORMAL").iterdir())
+    shutil.copy(first, films_copy / "train" / "lost.png")
+    (films_copy / "test" / "PNEUMONIA" / "scan.TIF").write_bytes(b"x")
+    folder, left = overlooked(films_copy)
+    assert folder.endswith("valid is no folder that films are read from; those are train, val, test.")
+    assert "2 files are left out, as " in left and "scan.TIF" in left
 
 
 def test_a_manifest_gives_patients_that_names_do_not(tmp_path: Path) -> None:

@@ -44,6 +44,12 @@ def test_a_planted_shift_is_seen_and_no_shift_is_not():
     assert quiet["accuracy"].interval[0] < 0 < quiet["accuracy"].interval[1]
 
 
+def test_the_noise_of_ece_is_not_called_drift():
+    """Calibrated on both sides: the smaller side's ECE is larger by chance, and its resamples' larger still."""
+    row = drift_of(films(1000, 0), films(200, 1))["ece"]
+    assert row.difference is not None and row.interval is None
+
+
 def test_the_interval_of_the_difference_adds_both_variances():
     val, test = films(800, 0), films(300, 1)
     row = drift_of(val, test)["accuracy"]

@@ -122,6 +122,12 @@ def test_decay_is_for_hidden_kernels_only() -> None:
     assert (decays["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
 
 
+@pytest.mark.parametrize("name", ["RMSprop", "NAdam", "AdamW"])
+def test_an_optimizer_need_not_know_of_fused(name: str) -> None:
+    made = classifier(optimizer={"_target_": f"torch.optim.{name}", "lr": 0.01}).build_optimizer()
+    assert type(made).__name__ == name and bool(made.defaults.get("fused")) == (name == "AdamW")
+
+
 def test_adams_decay_of_2e_3_is_the_gradient_of_kerass_l2_of_1e_3() -> None:
     weight = torch.tensor([0.5, -2.0], requires_grad=True)
     (1e-3 * weight.square().sum()).backward()
