@@ -274,7 +274,8 @@ def test_a_film_named_like_a_script_stays_text(command: Command, tmp_path: Path)
         rows_of()[-1] | {"path": evil, "label": 0, "logit": 9, "probability": 0.9999, "subtype": "<u>x"},
     ]
     run = make_run(tmp_path / "run", rows)
-    (run / "run.json").write_text(json.dumps({"command": "</pre><script>alert(2)</script>", "status": "<i>"}))
+    (run / "run.json").write_text(json.dumps({"status": "<i>"}))
+    (run / ".hydra" / "overrides.yaml").write_text('- "a=</pre><script>alert(2)</script>"\n')
     command("evaluate", f"run={run}", QUICK)
     page = Tags((run / "report.html").read_text())
     assert evil in page.text and "alert(2)" in page.text
