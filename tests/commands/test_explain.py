@@ -17,7 +17,7 @@ from PIL import Image
 
 from pneumonia.data.decode import read_film
 from pneumonia.training.checkpoint import load_classifier
-from pneumonia.workflows.provenance import made_at
+from pneumonia.workflows.provenance import sheets_of
 
 Command = Callable[..., None]
 METHODS = (
@@ -155,7 +155,8 @@ def test_images_go_through_the_run_s_own_preprocessing(
     folder = phantoms / "test" / "NORMAL"
     command("explain", f"checkpoint={finished}/checkpoints/best.ckpt", f"images={folder}", "attribution=gradcam")
     sheet = tmp_path / "explanations" / "gradcam" / "images.png"
-    assert sheet.is_file() and made_at(sheet) is None  # of no outcome: in the report whatever the threshold is
+    [shown] = sheets_of(tmp_path, 0.123)  # of no outcome: in the report whatever the threshold is
+    assert sheet.is_file() and shown["picture"] and shown["name"] == "gradcam/images"
     found = arrays(sheet.with_suffix(".npz"))
     assert len(found["path"]) == 6
     for path, film in zip(found["path"], found["film"], strict=True):
