@@ -21,9 +21,8 @@ LEAST = 448  # below it the mean error of the reduced decode passes 1 grey level
 HALVED = 2.5  # sides to target from which halving first stays within 1 grey level
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
-warnings.filterwarnings(
-    "ignore", category=Image.DecompressionBombWarning
-)  # told as BadFilm; a filter a film would leak between threads
+# A bomb is told as BadFilm. Once for all: filters that each film sets and takes back leak between threads.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class BadFilm(Exception):

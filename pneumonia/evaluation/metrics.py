@@ -151,8 +151,9 @@ def ece(label: ArrayLike, probability: ArrayLike, bins: int = ECE_BINS) -> float
 def chance_ece(probability: ArrayLike, draws: int = 200, seed: int = 0) -> float:
     """The mean ECE where every probability [N] is true: labels are drawn by it. So much is chance on so few films."""
     score = np.asarray(probability, np.float64)
-    rng = np.random.default_rng(seed)
-    return float(np.mean([ece(rng.random(score.size) < score, score) for _ in range(draws)]))
+    index, rng = bin_index(score), np.random.default_rng(seed)
+    gaps = [np.bincount(index, weights=(rng.random(score.size) < score) - score) for _ in range(draws)]
+    return float(np.mean([np.abs(gap).sum() for gap in gaps]) / score.size)
 
 
 def at_prevalence(

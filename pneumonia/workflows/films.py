@@ -20,7 +20,7 @@ from pneumonia.data.records import (
     parse_name,
     read_manifest,
     scan_folder,
-)  # fmt: skip
+)
 from pneumonia.data.split import class_counts, split_by_patient
 from pneumonia.data.synthetic import FORMAT, draw_films
 from pneumonia.settings import DataConfig, PrepareConfig, TrainConfig, UserError
