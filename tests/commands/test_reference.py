@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
 from pneumonia.config import compose
@@ -27,6 +28,24 @@ def test_its_card_names_the_file_and_what_it_does_to_a_film() -> None:
     assert "Not for clinical use" in card and "10.17632/rscbjbr9sj" in card and "experiment=record" in card
     assert told["recipe"]["image_size"] == 112 and 0 < told["recipe"]["threshold"] < 1
     assert "Kermany" in told["recipe"]["films"]
+
+
+def test_the_logits_beside_it_give_the_figures_that_are_told() -> None:
+    """Of the card: seed 0's AUROC and rates at its locked threshold; of the README: the vote's."""
+    rows = list(csv.DictReader((REFERENCE.parent / "development_half.csv").open()))
+    label = np.array([int(row["label"]) for row in rows])
+    logits = np.array([[float(row[f"seed_{k}"]) for k in range(4)] for row in rows])
+    assert (label.size, label.sum()) == (312, 195)
+    scale = read_told(REFERENCE)["recipe"]
+    called = expit(logits[:, 0] / scale["temperature"] + scale["bias"]) >= scale["threshold"]
+    card, readme = ((REFERENCE.parent / "model_card.md").read_text(), (REFERENCE.parents[2] / "README.md").read_text())
+    assert f"| AUROC | {roc_auc_score(label, logits[:, 0]):.4f} [" in card
+    assert f"| accuracy | {(called == label).mean():.4f} [" in card
+    assert f"| specificity | {1 - called[label == 0].mean():.4f} [" in card
+    voted = expit(logits).mean(axis=1)
+    [row] = [line for line in readme.splitlines() if line.startswith("| **soft vote of the four**")]
+    assert f"| {roc_auc_score(label, voted):.3f} [".replace("0.", ".", 1) in row
+    assert f"{np.sum((voted >= 0.4247415) == label)} of 312 films" in readme
 
 
 def test_it_tells_real_films_apart(command: Command, real_films: Path, tmp_path: Path) -> None:
