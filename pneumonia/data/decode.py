@@ -54,7 +54,7 @@ def decode(content: bytes, size: int, resize: str) -> Decoded:
                 least = max(2 * size, LEAST)
                 image.draft("L", (least, least))
             pixels = RESIZE[resize](grey(image if turned == 1 else ImageOps.exif_transpose(image)), size)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:
         raise BadFilm(f"a decompression bomb: more than {Image.MAX_IMAGE_PIXELS:,} pixels") from error
     except UnidentifiedImageError as error:
         raise BadFilm("not a JPEG or PNG image") from error

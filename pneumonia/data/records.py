@@ -75,7 +75,7 @@ def scan_folder(root: Path, patient_key: str) -> tuple[list[Record], list[str]]:
             "to download the films, or try data=synthetic."
         )
     records, unknown = [], []
-    for folder in ("train", "val", "test"):
+    for folder in SPLITS:
         if folder == "val" and not (root / folder).is_dir():
             continue
         for label, path in class_files(root, folder):
@@ -88,12 +88,11 @@ def scan_folder(root: Path, patient_key: str) -> tuple[list[Record], list[str]]:
 
 def overlooked(root: Path) -> list[str]:
     """Notes on what lies below `root` and looks like films, but where or named as none is read."""
-    split = ("train", "val", "test")
-    others = [entry for entry in sorted(root.iterdir()) if entry.is_dir() and entry.name not in split]
+    others = [entry for entry in sorted(root.iterdir()) if entry.is_dir() and entry.name not in SPLITS]
     folders = [entry.name for entry in others if any((entry / name).is_dir() for name in CLASSES)]
-    notes = [f"{root / name} is no folder that films are read from; those are {', '.join(split)}." for name in folders]
+    notes = [f"{root / name} is no folder that films are read from; those are {', '.join(SPLITS)}." for name in folders]
     below = [
-        path for name in split for path in sorted((root / name).rglob("*")) if not path.name.startswith((".", "_"))
+        path for name in SPLITS for path in sorted((root / name).rglob("*")) if not path.name.startswith((".", "_"))
     ]
     left = [path for path in below if path.suffix.lower() in UNREAD]
     left += [path for path in below if path.suffix.lower() in SUFFIXES and path.parent.parent == root]

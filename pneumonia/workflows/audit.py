@@ -14,7 +14,7 @@ from pneumonia.data.decode import read_film
 from pneumonia.data.marks import SIDE, one_of_each, one_sided_marks
 from pneumonia.data.records import CLASSES, Record
 from pneumonia.settings import PrepareConfig, usable_cores
-from pneumonia.workflows.films import Films, films_of
+from pneumonia.workflows.films import Films, films_of, patient_key_of
 from pneumonia.workflows.record import write_json
 
 log = logging.getLogger(__name__)
@@ -28,14 +28,14 @@ def audit_films(config: PrepareConfig) -> dict[str, Any]:
     found = audit_records(films.records)
     found["near"] = near_copies_of(films)
     found["marks"] = class_marks(films.root, films.records)
-    own = config.data.manifest and config.data.patient_key != "none"
-    key = "the manifest's patients" if own else f"data.patient_key={config.data.patient_key}"
-    describe(found, key, films.skipped)
+    key = patient_key_of(config.data)
+    own = "the manifest's patients" if key == "manifest" else f"data.patient_key={key}"
+    describe(found, own, films.skipped)
     reasons = leaks(found)
     if reasons:
         log.error("LEAK: %s", "; ".join(reasons))
         raise SystemExit(1)
-    log.info("No leak under %s.", key)
+    log.info("No leak under %s.", own)
     return found
 
 

@@ -38,7 +38,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
             lock(source, config.operating_point, config.calibration)  # what would be refused is, before the look
             source = with_test_films(source)
-
         evidence = weigh(source, config)
     except ValueError as error:
         raise UserError(f"{source.file}: {error}") from error

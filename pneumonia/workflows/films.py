@@ -97,6 +97,11 @@ def stacked(pixels: FilmCache | FilmFiles, records: Sequence[Record]) -> np.ndar
     return np.stack([pixels.read(row) for row in pixels.rows(records)])
 
 
+def patient_key_of(data: DataConfig) -> str:
+    """The key by which films have their patients; `manifest` where a list names them."""
+    return "manifest" if data.manifest and data.patient_key != "none" else data.patient_key
+
+
 def leaks(records: list[Record]) -> list[str]:
     """A note when a given split has one patient, or one film's bytes, on two sides."""
     notes = []

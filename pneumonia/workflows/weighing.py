@@ -37,6 +37,7 @@ from pneumonia.evaluation.metrics import (
 )
 from pneumonia.evaluation.subgroups import mark_table, subgroup_table
 from pneumonia.settings import EvaluateConfig, OperatingPointConfig
+from pneumonia.workflows.films import patient_key_of
 from pneumonia.workflows.locking import Locked, lock
 from pneumonia.workflows.record import read_json
 from pneumonia.workflows.sources import Source, Split
@@ -44,14 +45,6 @@ from pneumonia.workflows.sources import Source, Split
 CALIBRATION = ("brier", "log_loss", "ece")
 MISTAKES = 12
 SCHEMA = 2
-
-
-def patient_key_of(source: Source) -> str | None:
-    """The key by which the run's films have their patients, `manifest` where that names them; None where not known."""
-    if not source.config:
-        return None
-    data = source.data
-    return "manifest" if data.manifest and data.patient_key != "none" else data.patient_key
 
 
 def digest_of(source: Source) -> str:
@@ -90,7 +83,7 @@ def weigh(source: Source, config: EvaluateConfig) -> dict[str, Any]:
         "abstention": abstention(source, judged, locked, config),
         "mistakes": mistakes(split, locked),
         "audit": audit_of(source),
-        "patient_key": patient_key_of(source),
+        "patient_key": patient_key_of(source.data) if source.config else None,
         "left_out": len(source.run.get("skipped", [])),
         "planned": {name: sum(r.split == name for r in source.manifest) for name in source.splits},
         "shortcuts": None,

@@ -117,6 +117,7 @@ def test_a_torn_exif_tag_is_as_none(tmp_path: Path) -> None:
     assert decode((tmp_path / "film.jpeg").read_bytes(), 64, "squash").width == 210
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest takes back the filter
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -124,10 +125,11 @@ def test_a_torn_exif_tag_is_as_none(tmp_path: Path) -> None:
         (b"this is a text, not a film", "not a JPEG or PNG"),
         (jpeg()[:-2000], "truncated"),
         (png(60_000, 60_000), "decompression bomb"),
+        (png(10_000, 10_000), "decompression bomb"),  # of which Pillow itself only warns
         (png(64, 64), "truncated"),
         (b"GIF89a" + bytes(100), "not a JPEG or PNG"),
     ],
-    ids=["empty", "text", "truncated", "bomb", "short png", "gif"],
+    ids=["empty", "text", "truncated", "bomb", "small bomb", "short png", "gif"],
 )
 def test_a_bad_file_is_refused_with_its_reason(content: bytes, reason: str) -> None:
     with pytest.raises(BadFilm, match=reason):
