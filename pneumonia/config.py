@@ -5,6 +5,7 @@ half a second and one line. This module must never import torch.
 """
 
 import copy
+import functools
 import hashlib
 import itertools
 import logging
@@ -45,12 +46,13 @@ def choices(group: str) -> list[str]:
     return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
 
 
-def groups(name: str) -> list[str]:
+@functools.cache
+def groups(name: str) -> tuple[str, ...]:
     """The groups of a command, in the order of its defaults list."""
     file = OmegaConf.load(CONF / f"{name}.yaml")
     assert isinstance(file, DictConfig)
     keys = [str(next(iter(entry))) for entry in file.defaults if isinstance(entry, DictConfig)]
-    return [key for key in keys if not key.startswith("override ")]
+    return tuple(key for key in keys if not key.startswith("override "))
 
 
 def help_text(name: str) -> str:
@@ -202,17 +204,14 @@ def setting_names(config: DictConfig, prefix: str = "") -> Iterator[str]:
             yield from setting_names(child, f"{name}.")
 
 
-def check_open_sets(name: str, overrides: Sequence[str]) -> None:
-    """Values typed for an open set (model, optimizer, ...) must have the type that its YAML shows. Raises UserError."""
-    base = compose(name, [o for o in overrides if o.partition("=")[0] in groups(name)])
-    for override in overrides:
+def check_open_sets(name: str, overrides: Sequence[str], config: DictConfig) -> None:
+    """Values typed for an open set (model, optimizer, ...) must have the type that its YAML shows; all together compose
+    to `config`. The other sections check themselves. Raises UserError."""
+    opened = [override for override in overrides if override.partition(".")[0] in OPEN]
+    base = compose(name, [o for o in overrides if o.partition("=")[0] in groups(name)]) if opened else config
+    for override in opened:
         key, _, _ = override.partition("=")
-        if key.startswith(("+", "~", "hydra")) or "." not in key:
-            continue
-        default = OmegaConf.select(base, key)
-        given = OmegaConf.select(
-            compose(name, [o for o in overrides if o.partition("=")[0] in groups(name)] + [override]), key
-        )
+        default, given = OmegaConf.select(base, key), OmegaConf.select(config, key)
         if default is not None and given is not None and not same_kind(default, given):
             raise UserError(f"{override}: expected {kind(default)}, as {key}={default}.")
 
@@ -377,7 +376,7 @@ def prepare_arguments(name: str, arguments: list[str], check: Callable[[Any], No
     for single in single_runs(overrides) if multirun else [overrides]:
         config = compose(name, single)
         check_added(name, single)
-        check_open_sets(name, single)
+        check_open_sets(name, single, config)
         settings = typed(name, config)
         if check is not None:
             check(settings)
