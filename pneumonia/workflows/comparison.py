@@ -17,12 +17,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy.special import logit
 from sklearn.metrics import roc_curve
 
 from pneumonia.evaluation.comparison import Entry, Run, check_comparable, leaderboard
-from pneumonia.evaluation.ensemble import soft_vote, spread
+from pneumonia.evaluation.ensemble import spread
 from pneumonia.evaluation.metrics import METRICS
 from pneumonia.evaluation.operating_point import choose_pooled
 from pneumonia.report.pages import comparison_html
@@ -30,7 +28,8 @@ from pneumonia.settings import CompareConfig, UserError, named_standardize, one_
 from pneumonia.workflows.record import write_all
 from pneumonia.workflows.resume import composed_settings, flat
 from pneumonia.workflows.sources import Source, read_run
-from pneumonia.workflows.stressed import needed_stress, same_stress, write_stress
+from pneumonia.workflows.stressed import needed_stress, same_stress
+from pneumonia.workflows.voting import credit_of, vote, voters, write_vote
 from pneumonia.workflows.weighing import rounded, told_split
 
 log = logging.getLogger(__name__)
@@ -183,7 +182,8 @@ def compare(config: CompareConfig) -> dict[str, Any]:
             log.warning("left out %s: no predictions.csv, the run did not finish", name)
     folder = output_of(config)
     try:
-        voted = vote(runs, config)
+        best = voters(runs, config)
+        voted = [vote(best, config)] if best else []
         entries = leaderboard([*runs, *voted], config.metric, config.resamples, config.seed, config.level)
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -192,7 +192,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     recipes = {run.group: recipe[run.name] for run in runs}
     tested_on = "test" if any(run.test is not run.val for run in runs) else "val"
     board = {
-        "judged_on": told_split(next(iter(sources.values())), tested_on), "credit": credit_of(sources),
+        "judged_on": told_split(next(iter(sources.values())), tested_on), "credit": credit_of(list(sources.values())),
         "metric": config.metric, "judged": tested_on, "level": config.level, "resamples": config.resamples,
         "seed": config.seed, "operating_point": asdict(config.operating_point),
         "n": {
@@ -212,7 +212,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     board = rounded(board)
     write_board(folder, board)
     if voted and voted[0].val is not None:
-        write_ensemble(folder / "ensemble", voted[0], next(iter(sources.values())))
+        write_vote(folder / "ensemble", voted[0], [sources[run.name] for run in best])
     describe(board)
     log.info("%s", folder / "comparison.html")
     return board
@@ -222,18 +222,6 @@ def columns(metric: str, tested_on: str) -> list[tuple[str, str]]:
     """(split, metric) of the leaderboard: what ranks, then what the tested split says."""
     val = [("val", name) for name in dict.fromkeys((metric, "auroc", "accuracy"))]
     return val + [(tested_on, name) for name in SHOWN if (tested_on, name) not in val]
-
-
-def vote(runs: Sequence[Run], config: CompareConfig) -> list[Run]:
-    """The soft vote of the best `ensemble` runs on validation as one more run; none of a single run, with 0, or where
-    no film was called by all of them."""
-    count = len(runs) if config.ensemble is None else config.ensemble
-    if count < 2 or len(runs) < 2 or len({run.test.path.tobytes() for run in runs}) > 1:
-        return []
-    best = [entry.run for entry in leaderboard(runs, config.metric, 1, config.seed, config.level)][:count]
-    rule = config.operating_point
-    name = f"soft vote of {len(best)}"
-    return [soft_vote(best, name, rule.rule, rule.minimum, rule.cost_ratio)]
 
 
 def line(entry: Entry, voted: Sequence[Run], told: Mapping[str, str]) -> dict[str, Any]:
@@ -270,12 +258,6 @@ def output_of(config: CompareConfig) -> Path:
     return Path("outputs") / time.strftime("comparison_%Y-%m-%d_%H-%M-%S")
 
 
-def credit_of(sources: Mapping[str, Source]) -> str:
-    """Whom to name as the films' source: the one that all runs name."""
-    named = {source.credit for source in sources.values()}
-    return named.pop() if len(named) == 1 else ""
-
-
 def write_board(folder: Path, board: dict[str, Any]) -> None:
     texts = {
         "comparison.html": comparison_html(board),
@@ -287,30 +269,6 @@ def write_board(folder: Path, board: dict[str, Any]) -> None:
         write_all(folder, texts)
     except OSError as error:
         raise UserError(f"output={folder} can't be written ({error}). Set output=/a/writable/folder.") from error
-
-
-def write_ensemble(folder: Path, voted: Run, source: Source) -> None:
-    """The soft vote as a predictions.csv in a folder of its own, which `evaluate predictions=` weighs as a run's."""
-    assert voted.val is not None
-    rows = []
-    for split, films in {"val": voted.val, "test": voted.test}.items():
-        if split not in source.splits:
-            continue
-        table = zip(
-            films.path, films.patient, source.splits[split].subtype, films.label, films.probability, strict=True
-        )
-        for path, patient, subtype, label, probability in table:
-            value = float(f"{probability:.6g}")
-            row = {"path": path, "patient": patient, "subtype": subtype, "label": int(label), "split": split}
-            rows.append(row | {"logit": float(f"{logit(np.clip(value, 1e-7, 1 - 1e-7)):.6g}"), "probability": value})
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    folder.mkdir(exist_ok=True)
-    write_all(folder, {"predictions.csv": stream.getvalue()})
-    if voted.stressed:
-        write_stress(folder, voted.val.path.tolist(), voted.stressed)
 
 
 def as_csv(board: dict[str, Any]) -> str:

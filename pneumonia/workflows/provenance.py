@@ -44,7 +44,9 @@ def page_of(source: Source, evidence: Mapping[str, Any], runs: Sequence[str]) ->
     run = source.run
     return {
         "name": source.folder.resolve().name,
-        "command": command_of(source.folder),
+        "command": run.get("command", "") if "vote" in run else command_of(source.folder),
+        "vote": run.get("vote", []),
+        "net": run.get("net", ""),
         "repeat": repeat_of(source, evidence, runs),
         "facts": {name: run[name] for name in FACTS if run.get(name) is not None},
         "parameters": run.get("parameters"),

@@ -1,6 +1,7 @@
 """What a run left, read back and checked: predictions.csv, and what lies beside it. No torch.
 
-Beside    manifest.csv (sizes, training films), metrics.csv, run.json, .hydra/config.yaml; each may lack.
+Beside    manifest.csv (sizes, training films), metrics.csv, run.json, .hydra/config.yaml; of a vote vote.json; each may
+          lack.
 Errors    UserError with the file, the line where there is one, and the way out.
 """
 
@@ -47,7 +48,8 @@ class Split:
 
 @dataclass(frozen=True)
 class Source:
-    """A run's tables; `threshold` is one that the films were predicted with, None where it must be chosen."""
+    """A run's tables, or a vote's, whose `run` is its vote.json; `threshold` is one that the films were predicted with,
+    None where it must be chosen."""
 
     folder: Path
     file: Path
@@ -61,14 +63,14 @@ class Source:
 
     @property
     def root(self) -> Path | None:
-        """The folder that film paths are relative to, where run.json tells it."""
+        """The folder that film paths are relative to, where it is told."""
         told = self.run.get("data_root")
         return Path(told) if told else None
 
     @property
     def data(self) -> DataConfig:
-        """The run's data settings; those that its version did not know are at their default."""
-        return data_settings(self.config)
+        """Its data settings; those that its version did not know, or in which voters differ, are at their default."""
+        return data_settings(self.config or self.run)
 
     @property
     def model(self) -> str:
@@ -84,7 +86,7 @@ class Source:
     def credit(self) -> str:
         """Whom to name as the films' source; nobody where it is not known."""
         if not self.config:
-            return ""
+            return str(self.run.get("credit", ""))
         paths = [path for split in self.splits.values() for path in split.films.path.tolist()]
         return credit(self.data, all(parse_name(Path(path).stem, "strict") for path in paths))
 
@@ -133,7 +135,10 @@ def read_predictions(file: Path) -> Source:
         }
     except ValueError as error:
         raise UserError(f"{file}: {error}") from error
-    history, run = read_numbers(folder / "metrics.csv"), read_json(folder / "run.json")
+    history, run = (
+        read_numbers(folder / "metrics.csv"),
+        read_json(folder / "run.json") or read_json(folder / "vote.json"),
+    )
     return Source(folder, file, splits, manifest, history, run, read_config(folder), notes, given_threshold(labelled))
 
 

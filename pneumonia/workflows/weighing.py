@@ -83,7 +83,7 @@ def weigh(source: Source, config: EvaluateConfig) -> dict[str, Any]:
         "abstention": abstention(source, judged, locked, config),
         "mistakes": mistakes(split, locked),
         "audit": audit_of(source),
-        "patient_key": patient_key_of(source.data) if source.config else None,
+        "patient_key": patient_key_of(source.data) if source.config or source.run.get("data") else None,
         "left_out": len(source.run.get("skipped", [])),
         "planned": {name: sum(r.split == name for r in source.manifest) for name in source.splits},
         "shortcuts": None,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from made_runs import COLUMNS, make_run, records_of, rows_of, with_logit, write_table
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 Command = Callable[..., None]
@@ -64,6 +65,38 @@ def test_the_soft_vote_can_be_evaluated_as_a_run_can(command: Command, sweep: Pa
         for name in ("auroc", "accuracy", "sensitivity", "specificity"):
             assert told[name]["value"] == pytest.approx(voted[split][name], abs=1e-9)
     assert {row["name"] for row in evidence["subgroups"]} >= {"bacteria", "virus"}
+
+
+def test_the_report_of_a_vote_tells_whose_it_is_and_shows_its_films(command: Command, sweep: Path) -> None:
+    """Where the runs agree on their films; where they don't, nothing of an earlier vote stays."""
+    root, vote = sweep.parent / "films", sweep / "comparison" / "ensemble"
+    for row in rows_of():
+        (root / row["path"]).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (40, 30), 90).save(root / row["path"])
+    runs = [sweep / str(k) for k in range(3)]
+    for run in runs:
+        told = json.loads((run / "run.json").read_text())
+        (run / "run.json").write_text(json.dumps(told | {"data_root": str(root)}))
+
+    command("compare", f"runs={sweep}", QUICK, "ensemble=2")
+    command("evaluate", f"predictions={vote}/predictions.csv", QUICK)
+    best = [row["name"] for row in board_of(sweep / "comparison")["rows"] if not row["ensemble"]][:2]
+    page = (vote / "report.html").read_text()
+    assert f"Soft vote, the mean probability, of 2 runs of cnn at 32 px: {', '.join(best)}." in page
+    assert f"of 2 runs of cnn at 32 px: {', '.join(best)}." in (vote / "model_card.md").read_text()
+    assert f"<pre>python -m pneumonia.compare runs={sweep} {QUICK} ensemble=2</pre>" in page
+    evidence = json.loads((vote / "evidence.json").read_text())
+    assert page.count("data:image/jpeg") == len(evidence["mistakes"]) > 0
+    assert evidence["audit"]["classes"]["train"]["NORMAL"] == 40 and evidence["patient_key"] == "strict"
+
+    told = json.loads((runs[0] / "run.json").read_text())
+    (runs[0] / "run.json").write_text(json.dumps(told | {"data_root": str(sweep)}))
+    make = (runs[0] / "manifest.csv").read_text()
+    (runs[0] / "manifest.csv").write_text(make.replace("7000", "7001"))
+    command("compare", f"runs={sweep}", QUICK)
+    command("evaluate", f"predictions={vote}/predictions.csv", QUICK)
+    assert "data:image/jpeg" not in (vote / "report.html").read_text()
+    assert json.loads((vote / "evidence.json").read_text())["audit"] is None
 
 
 def test_the_soft_vote_under_stress_is_the_mean_of_the_members_under_stress(
