@@ -207,7 +207,8 @@ def setting_names(config: DictConfig, prefix: str = "") -> Iterator[str]:
 def check_open_sets(name: str, overrides: Sequence[str], config: DictConfig) -> None:
     """Values typed for an open set (model, optimizer, ...) must have the type that its YAML shows; all together compose
     to `config`. The other sections check themselves. Raises UserError."""
-    opened = [override for override in overrides if override.partition(".")[0] in OPEN]
+    last = {override.partition("=")[0]: override for override in overrides}  # of a key typed twice
+    opened = [override for override in last.values() if override.partition(".")[0] in OPEN]
     base = compose(name, [o for o in overrides if o.partition("=")[0] in groups(name)]) if opened else config
     for override in opened:
         key, _, _ = override.partition("=")

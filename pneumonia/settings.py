@@ -258,9 +258,8 @@ class OperatingPointConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.runs, list):
-            raise UserError(
-                f"operating_point.runs={self.runs}: expected a list, as 'operating_point.runs=[{self.runs}]'."
-            )
+            listed = "[]" if self.runs is None else f"[{self.runs}]"
+            raise UserError(f"operating_point.runs={self.runs}: expected a list, as 'operating_point.runs={listed}'.")
         self.runs = [str(run) for run in self.runs]
         one_of("operating_point.rule", self.rule, RULES)
         in_range("operating_point.minimum", self.minimum, 0, 1, open_low=True)

@@ -210,9 +210,12 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         "roc": {entry.run.name: curve(entry.run) for entry in entries},
     }  # fmt: skip
     board = rounded(board)
-    write_board(folder, board)
-    if voted and voted[0].val is not None:
-        write_vote(folder / "ensemble", voted[0], [sources[run.name] for run in best])
+    try:
+        write_board(folder, board)
+        if voted and voted[0].val is not None:
+            write_vote(folder / "ensemble", voted[0], {run.name: sources[run.name] for run in best}, config)
+    except OSError as error:
+        raise UserError(f"output={folder} can't be written ({error}). Set output=/a/writable/folder.") from error
     describe(board)
     log.info("%s", folder / "comparison.html")
     return board
@@ -264,11 +267,8 @@ def write_board(folder: Path, board: dict[str, Any]) -> None:
         "leaderboard.csv": as_csv(board),
         "comparison.json": json.dumps(board, indent=2, allow_nan=False) + "\n",
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_all(folder, texts)
-    except OSError as error:
-        raise UserError(f"output={folder} can't be written ({error}). Set output=/a/writable/folder.") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    write_all(folder, texts)
 
 
 def as_csv(board: dict[str, Any]) -> str:

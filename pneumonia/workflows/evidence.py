@@ -27,6 +27,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Weigh a run, write its pages beside its predictions, close with a table and the verdict; the evidence."""
     source = source_of(config)
     keep_report(source)
+    refuse_of_a_vote(source, config)
     earlier = earlier_of(source)
     if config.stress:
         from pneumonia.workflows.stress import stress_run
@@ -100,10 +101,21 @@ def warn_of_another_choice(source: Source, evidence: Mapping[str, Any], earlier:
 
 def keep_report(source: Source) -> None:
     """Raise UserError where the pages of another table would replace those of the run that it lies in."""
-    if source.file.name != "predictions.csv" and (source.folder / "run.json").exists():
+    told = any((source.folder / name).exists() for name in ("run.json", "vote.json"))
+    if source.file.name != "predictions.csv" and told:
         raise UserError(
             f"predictions={source.file} lies in a run's folder, whose report it would overwrite; move it elsewhere, or "
             f"type run={source.folder}."
+        )
+
+
+def refuse_of_a_vote(source: Source, config: EvaluateConfig) -> None:
+    """Raise UserError for what needs a net, asked of a vote."""
+    asked = [name for name in ("shortcuts", "stress", "test", "export") if getattr(config, name)]
+    if asked and "vote" in source.run:
+        raise UserError(
+            f"{asked[0]}=true: {source.folder} is a vote, which has no net of its own; type it beside run= of each "
+            f"of its runs ({', '.join(source.run['vote'])}), then compare them again."
         )
 
 

@@ -50,10 +50,15 @@ def read_json(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def told_of(folder: Path) -> dict[str, Any]:
+    """A run's run.json or a vote's vote.json."""
+    return read_json(folder / "run.json") or read_json(folder / "vote.json")
+
+
 def home_of(file: Path) -> Path:
-    """What the paths of a list are relative to: the films of the run that it is a table of, else its own folder."""
+    """What the paths of a list are relative to: the films of the run or vote whose table it is, else its own folder."""
     folder = file.resolve().parent
-    root = read_json(folder / "run.json").get("data_root")
+    root = told_of(folder).get("data_root")
     return Path(root).absolute() if isinstance(root, str) else folder
 
 

@@ -25,7 +25,7 @@ from pneumonia.evaluation.checks import Floats, Ints, Strings
 from pneumonia.evaluation.films import Films
 from pneumonia.settings import DataConfig, EvaluateConfig, UserError
 from pneumonia.workflows.films import credit
-from pneumonia.workflows.record import read_json
+from pneumonia.workflows.record import read_json, told_of
 
 NEEDED = ("path", "label", "probability")
 LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "NORMAL": 0, "PNEUMONIA": 1}
@@ -80,7 +80,7 @@ class Source:
     @property
     def net(self) -> str:
         """Which net at which size, such as compact at 112 px; nothing where it is not known."""
-        return f"{self.model} at {self.data.image_size} px" if self.model else ""
+        return f"{self.model} at {self.data.image_size} px" if self.model else str(self.run.get("net", ""))
 
     @cached_property
     def credit(self) -> str:
@@ -135,10 +135,7 @@ def read_predictions(file: Path) -> Source:
         }
     except ValueError as error:
         raise UserError(f"{file}: {error}") from error
-    history, run = (
-        read_numbers(folder / "metrics.csv"),
-        read_json(folder / "run.json") or read_json(folder / "vote.json"),
-    )
+    history, run = read_numbers(folder / "metrics.csv"), told_of(folder)
     return Source(folder, file, splits, manifest, history, run, read_config(folder), notes, given_threshold(labelled))
 
 

@@ -1,15 +1,14 @@
 """The soft vote of runs as a folder of its own, which `evaluate predictions=` weighs as it does a run. No torch.
 
-Beside its predictions.csv stand vote.json (whose vote, of which films), the runs' manifest.csv where all have the same,
-and stress.csv where it was asked for: so its report shows films and audits the split as that of a run does.
+Beside its predictions.csv stand vote.json (whose vote, of which films), the runs' manifest.csv and audit.json where all
+have the same, and stress.csv where it was asked for: so its report shows films and audits the split as a run's does.
 """
 
 import csv
 import io
 import json
 import shlex
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,15 @@ from scipy.special import logit
 from pneumonia.evaluation.comparison import Run, leaderboard
 from pneumonia.evaluation.ensemble import soft_vote
 from pneumonia.settings import CompareConfig
-from pneumonia.workflows.record import write_all
+from pneumonia.workflows.films import patient_key_of
+from pneumonia.workflows.provenance import plainly
+from pneumonia.workflows.record import read_json, write_all
+from pneumonia.workflows.resume import flat
 from pneumonia.workflows.sources import Source
 from pneumonia.workflows.stressed import write_stress
+
+TABLES = ("manifest.csv", "audit.json", "stress.csv")  # that a vote may lack
+PAGES = ("report.html", "report.md", "model_card.md", "evidence.json")
 
 
 def voters(runs: Sequence[Run], config: CompareConfig) -> list[Run]:
@@ -39,19 +44,30 @@ def vote(best: Sequence[Run], config: CompareConfig) -> Run:
     return soft_vote(best, f"soft vote of {len(best)}", rule.rule, rule.minimum, rule.cost_ratio)
 
 
-def write_vote(folder: Path, voted: Run, sources: Sequence[Source]) -> None:
-    """The vote's folder; `sources` are the tables of those that voted."""
+def write_vote(folder: Path, voted: Run, sources: Mapping[str, Source], config: CompareConfig) -> None:
+    """The vote's folder; `sources` are the tables of those that voted, by name. Another vote's pages and tables go."""
     assert voted.val is not None
-    told = json.dumps(told_vote(sources), indent=2, ensure_ascii=False) + "\n"
-    texts = {"predictions.csv": table(voted, sources[0]), "vote.json": told}
-    if agreed(source.manifest for source in sources):
-        texts["manifest.csv"] = (sources[0].folder / "manifest.csv").read_text(encoding="utf-8")
+    each = list(sources.values())
+    texts = {
+        "predictions.csv": table(voted, each[0]),
+        "vote.json": json.dumps(told_vote(sources, config), indent=2, ensure_ascii=False) + "\n",
+    }
+    if agreed(source.manifest for source in each):
+        texts["manifest.csv"] = (each[0].folder / "manifest.csv").read_text(encoding="utf-8")
+        audits = [audit for source in each if (audit := read_json(source.folder / "audit.json"))]
+        texts |= {"audit.json": json.dumps(audits[0], indent=2) + "\n"} if audits else {}
     folder.mkdir(exist_ok=True)
-    if "manifest.csv" not in texts:
-        (folder / "manifest.csv").unlink(missing_ok=True)  # of an earlier vote
+    another = was(folder / "predictions.csv") != texts["predictions.csv"]
     write_all(folder, texts)
+    for name in {*TABLES, *(PAGES if another else ())} - set(texts):
+        (folder / name).unlink(missing_ok=True)
     if voted.stressed:
         write_stress(folder, voted.val.path.tolist(), voted.stressed)
+
+
+def was(file: Path) -> str:
+    """Its text; empty where there is none."""
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 def table(voted: Run, source: Source) -> str:
@@ -73,18 +89,33 @@ def table(voted: Run, source: Source) -> str:
     return stream.getvalue()
 
 
-def told_vote(sources: Sequence[Source]) -> dict[str, Any]:
+def told_vote(sources: Mapping[str, Source], config: CompareConfig) -> dict[str, Any]:
     """vote.json: the runs, the command, and what all of them agree on of their net and films."""
-    root = agreed(source.root for source in sources)
-    data = [asdict(source.data) for source in sources]
+    each = list(sources.values())
+    root = agreed(source.root for source in each)
     return {
-        "vote": [source.folder.resolve().name for source in sources],
-        "command": shlex.join(["python", "-m", "pneumonia.compare", *sys.argv[1:]]),
-        "net": agreed(source.net for source in sources) or "",
-        "credit": credit_of(sources),
+        "vote": list(sources),
+        "command": command_of(config),
+        "net": agreed(source.net for source in each) or "",
+        "credit": credit_of(each),
         "data_root": str(root) if root else None,
-        "data": {name: data[0][name] for name in data[0] if agreed(told[name] for told in data) is not None},
+        "data": {"resize": agreed(source.data.resize for source in each)} if root else {},
+        "patient_key": agreed(patient_key_of(source.data) if source.config else None for source in each),
+        "skipped": agreed(source.run.get("skipped", []) for source in each),
     }
+
+
+def command_of(config: CompareConfig) -> str:
+    """The command that makes the vote anew, quoted for a shell."""
+    told = flat(asdict(config))
+    default = flat(asdict(CompareConfig(runs="-")))
+    runs = [config.runs] if isinstance(config.runs, str) else config.runs
+    named = [plainly(Path(str(run))) for run in runs]
+    listed = named[0] if isinstance(config.runs, str) else f"[{','.join(named)}]"
+    typed = {name: value for name, value in told.items() if value != default[name] and name not in ("runs", "output")}
+    texts = [f"runs={listed}", *(f"{name}={plainly(value)}" for name, value in typed.items())]
+    texts += [f"output={plainly(Path(config.output))}"] if config.output else []
+    return shlex.join(["python", "-m", "pneumonia.compare", *texts])
 
 
 def credit_of(sources: Sequence[Source]) -> str:

@@ -73,6 +73,13 @@ def test_a_mistyped_setting(command: Command, capsys: pytest.CaptureFixture[str]
     assert message in refused(command, capsys, "data=synthetic", typed)
 
 
+def test_of_a_setting_typed_twice_the_last_is_meant(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    told = refused(command, capsys, "data=synthetic", "optimizer.lr=0.004", "optimizer.lr=fast")
+    assert "optimizer.lr=fast: expected a number, as optimizer.lr=0.001" in told
+    told = refused(command, capsys, "data=synthetic", "optimizer.lr=fast", "optimizer.lr=0.004", "epochs=0")
+    assert "epochs=0: expected a number >= 1" in told
+
+
 @pytest.mark.parametrize(
     ("typed", "message"),
     [

@@ -1,6 +1,7 @@
 """`python -m pneumonia.compare` as a user types it: ranked on validation, tested on the same films."""
 
 import csv
+import html
 import json
 import re
 import shlex
@@ -13,6 +14,10 @@ import pytest
 from made_runs import COLUMNS, make_run, records_of, rows_of, with_logit, write_table
 from PIL import Image
 from sklearn.metrics import roc_auc_score
+
+from pneumonia.settings import CompareConfig
+from pneumonia.workflows.comparison import compare
+from pneumonia.workflows.record import home_of
 
 Command = Callable[..., None]
 QUICK = "resamples=200"
@@ -67,36 +72,88 @@ def test_the_soft_vote_can_be_evaluated_as_a_run_can(command: Command, sweep: Pa
     assert {row["name"] for row in evidence["subgroups"]} >= {"bacteria", "virus"}
 
 
-def test_the_report_of_a_vote_tells_whose_it_is_and_shows_its_films(command: Command, sweep: Path) -> None:
-    """Where the runs agree on their films; where they don't, nothing of an earlier vote stays."""
-    root, vote = sweep.parent / "films", sweep / "comparison" / "ensemble"
+@pytest.fixture
+def alike(tmp_path: Path) -> list[Path]:
+    """Two runs of one name over the same films, which lie where they say; both left out a film and know near copies."""
+    root = tmp_path / "films"
     for row in rows_of():
         (root / row["path"]).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (40, 30), 90).save(root / row["path"])
-    runs = [sweep / str(k) for k in range(3)]
+    near = {"films": 2, "groups": 1, "across": 1, "two_classes": 0, "examples": [["a.png", "b.png"]]}
+    runs = [make_run(tmp_path / part / "run", rows_of(seed), seed=seed) for seed, part in enumerate("ab")]
     for run in runs:
         told = json.loads((run / "run.json").read_text())
-        (run / "run.json").write_text(json.dumps(told | {"data_root": str(root)}))
+        (run / "run.json").write_text(json.dumps(told | {"data_root": str(root), "skipped": ["a.png"]}))
+        (run / "audit.json").write_text(json.dumps({"near": near}))
+    return runs
 
-    command("compare", f"runs={sweep}", QUICK, "ensemble=2")
+
+def test_the_report_of_a_vote_tells_whose_it_is_and_shows_its_films(
+    command: Command, alike: list[Path], tmp_path: Path
+) -> None:
+    vote = tmp_path / "out" / "ensemble"
+    compare(CompareConfig(runs=list(map(str, alike)), resamples=200, metric="accuracy", output=str(vote.parent)))
     command("evaluate", f"predictions={vote}/predictions.csv", QUICK)
-    best = [row["name"] for row in board_of(sweep / "comparison")["rows"] if not row["ensemble"]][:2]
-    page = (vote / "report.html").read_text()
-    assert f"Soft vote, the mean probability, of 2 runs of cnn at 32 px: {', '.join(best)}." in page
-    assert f"of 2 runs of cnn at 32 px: {', '.join(best)}." in (vote / "model_card.md").read_text()
-    assert f"<pre>python -m pneumonia.compare runs={sweep} {QUICK} ensemble=2</pre>" in page
-    evidence = json.loads((vote / "evidence.json").read_text())
+    page, evidence = (vote / "report.html").read_text(), json.loads((vote / "evidence.json").read_text())
+    names = sorted(json.loads((vote / "vote.json").read_text())["vote"])
+    assert names == ["a/run", "b/run"]
+    for text in (page, (vote / "model_card.md").read_text()):
+        assert re.search(r"of 2 runs of cnn at 32 px: (a/run, b/run|b/run, a/run)\.", text)
     assert page.count("data:image/jpeg") == len(evidence["mistakes"]) > 0
-    assert evidence["audit"]["classes"]["train"]["NORMAL"] == 40 and evidence["patient_key"] == "strict"
+    assert evidence["audit"]["classes"]["train"]["NORMAL"] == 40 and evidence["audit"]["near"]["across"] == 1
+    assert evidence["patient_key"] == "strict" and evidence["left_out"] == 1
+    assert home_of(vote / "predictions.csv") == tmp_path / "films"
 
-    told = json.loads((runs[0] / "run.json").read_text())
-    (runs[0] / "run.json").write_text(json.dumps(told | {"data_root": str(sweep)}))
-    make = (runs[0] / "manifest.csv").read_text()
-    (runs[0] / "manifest.csv").write_text(make.replace("7000", "7001"))
-    command("compare", f"runs={sweep}", QUICK)
+    told = re.search(r"<pre>python -m pneumonia\.compare ([^<]*)</pre>", page)
+    assert told
+    before = (vote / "vote.json").read_text(), (vote / "predictions.csv").read_text()
+    command("compare", *shlex.split(html.unescape(told[1])))
+    assert before == ((vote / "vote.json").read_text(), (vote / "predictions.csv").read_text())
+    assert (vote / "report.html").read_text() == page  # the same vote's
+
+
+def test_nothing_of_another_vote_stays_and_what_runs_differ_in_is_not_told(
+    command: Command, alike: list[Path], tmp_path: Path
+) -> None:
+    vote, typed = tmp_path / "out" / "ensemble", (f"runs=[{alike[0]},{alike[1]}]", QUICK, f"output={tmp_path / 'out'}")
+    command("compare", *typed)
     command("evaluate", f"predictions={vote}/predictions.csv", QUICK)
+    rows = [with_logit(row, row["logit"] + 0.1) for row in rows_of(1)]
+    write_table(alike[1] / "predictions.csv", rows, COLUMNS)
+    told = json.loads((alike[1] / "run.json").read_text())
+    (alike[1] / "run.json").write_text(json.dumps(told | {"data_root": str(tmp_path), "skipped": []}))
+    for name, was, now in (("manifest.csv", "7000", "7001"), (".hydra/config.yaml", "strict", "none")):
+        (alike[1] / name).write_text((alike[1] / name).read_text().replace(was, now))
+    command("compare", *typed)
+    assert {file.name for file in vote.iterdir()} == {"predictions.csv", "vote.json"}
+    command("evaluate", f"predictions={vote}/predictions.csv", QUICK)
+    evidence = json.loads((vote / "evidence.json").read_text())
+    assert evidence["audit"] is None and evidence["patient_key"] is None and evidence["left_out"] == 0
     assert "data:image/jpeg" not in (vote / "report.html").read_text()
-    assert json.loads((vote / "evidence.json").read_text())["audit"] is None
+
+
+def test_what_needs_a_net_is_refused_of_a_vote(
+    command: Command, alike: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command("compare", f"runs=[{alike[0]},{alike[1]}]", QUICK, f"output={tmp_path / 'out'}")
+    vote = tmp_path / "out" / "ensemble"
+
+    def refused(*typed: str) -> str:
+        with pytest.raises(SystemExit):
+            command("evaluate", *typed)
+        return capsys.readouterr().err
+
+    for option in ("shortcuts", "stress", "test", "export"):
+        assert f"{option}=true: {vote} is a vote, which has no net of its own" in refused(
+            f"run={vote}", f"{option}=true"
+        )
+    other = tmp_path / "other"
+    make_run(other)
+    config = other / ".hydra" / "config.yaml"
+    config.write_text(config.read_text().replace("image_size: 32", "image_size: 64"))
+    assert "is a cnn at 32 px" in refused(f"run={other}", f"operating_point.runs=[{vote}]")
+    (vote / "mine.csv").write_text((vote / "predictions.csv").read_text())
+    assert "whose report it would overwrite" in refused(f"predictions={vote}/mine.csv")
 
 
 def test_the_soft_vote_under_stress_is_the_mean_of_the_members_under_stress(

@@ -184,9 +184,10 @@ def test_one_run_that_chooses_is_a_list_too(
     command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     run = make_run(tmp_path / "run")
-    with pytest.raises(SystemExit):
-        command("evaluate", f"run={run}", QUICK, "operating_point.runs=other")
-    assert "operating_point.runs=other: expected a list" in capsys.readouterr().err
+    for typed, listed in (("other", "[other]"), ("null", "[]")):
+        with pytest.raises(SystemExit):
+            command("evaluate", f"run={run}", QUICK, f"operating_point.runs={typed}")
+        assert f"expected a list, as 'operating_point.runs={listed}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
