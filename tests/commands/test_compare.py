@@ -52,6 +52,9 @@ def test_runs_are_ranked_on_validation_with_an_ensemble_row(
     ]
     mean = np.mean([[float(r["probability"]) for r in part] for part in parts], axis=0)
     assert voted["test"]["auroc"] == pytest.approx(roc_auc_score([int(r["label"]) for r in parts[0]], mean), abs=1e-6)
+    for row in board["rows"]:
+        across, up = board["roc"][row["name"]]
+        assert np.trapezoid(up, across) == pytest.approx(row["test"]["auroc"], abs=1e-6)
     worst = board["rows"][-1]["against"]
     assert worst["delong_holm"] < 0.05 and worst["auroc_difference"] < 0 and worst["bootstrap_holm"] < 0.05
     [val] = [row for row in board["spread"] if row["n"] == 3 and row["split"] == "val"]
@@ -195,6 +198,13 @@ def test_the_soft_vote_under_stress_is_the_mean_of_the_members_under_stress(
     with pytest.raises(SystemExit):
         command("evaluate", f"predictions={ensemble}/predictions.csv", *typed[2:])
     assert "then compare operating_point.stressed=true, first" in capsys.readouterr().err
+
+
+def test_the_best_runs_vote_where_so_many_are_asked_for(command: Command, sweep: Path) -> None:
+    command("compare", f"runs={sweep}", QUICK, "ensemble=2")
+    ranked = [row["name"] for row in board_of(sweep / "comparison")["rows"] if not row["ensemble"]]
+    told = json.loads((sweep / "comparison" / "ensemble" / "vote.json").read_text())
+    assert told["vote"] == ranked[:2] and ranked[0] == "2" and "ensemble=2" in told["command"]
 
 
 def test_the_page_sorts_by_itself_and_the_table_is_a_csv(command: Command, sweep: Path) -> None:

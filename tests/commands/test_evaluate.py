@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, average_precision_score, brier_score_loss, matthews_corrcoef, roc_auc_score
 
 from pneumonia.evaluation.calibration import fit_temperature
+from pneumonia.evaluation.conformal import fit_conformal
 from pneumonia.evaluation.intervals import wilson
 from pneumonia.evaluation.operating_point import choose_threshold
 from pneumonia.report.verdict import uneven, verdict
@@ -49,6 +51,12 @@ def weighed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_run(tmp_path_factory.mktemp("evidence") / "run", rows_of(shift=1.0))
     evaluate(EvaluateConfig(run=str(folder)))
     return folder
+
+
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Evidence of a run with nothing to warn of."""
+    return weigh_quickly(make_run(tmp_path_factory.mktemp("steady") / "run", rows_of(val=1000, test=1000)))
 
 
 class Tags(HTMLParser):
@@ -268,6 +276,27 @@ def test_the_page_says_what_a_reader_must_know(weighed: Path) -> None:
     assert "| AUROC |" in (weighed / "report.md").read_text()
 
 
+def test_the_pages_tell_the_figures_of_the_evidence_where_they_belong(weighed: Path) -> None:
+    evidence = evidence_of(weighed)
+    parts, point = evidence["splits"], evidence["operating_point"]
+    page, text = (weighed / "report.html").read_text(), (weighed / "report.md").read_text()
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL) for row in re.findall(r"<tr>.*?</tr>", page, re.DOTALL)]
+    table = {cells[0]: cells for cells in reversed(rows) if cells}
+    lines = {line.split(" | ")[0]: line.split(" | ")[1:] for line in reversed(text.splitlines())}
+    for name in ("accuracy", "sensitivity", "specificity"):
+        val, test = (parts[split]["metrics"][name]["value"] for split in ("val", "test"))
+        assert val != test
+        assert (table[name][1], table[name][4]) == (f"{test:.4f}", f"{val:.4f}")  # the judged split first
+        assert [cell.split()[0] for cell in lines[f"| {name}"]] == [f"{val:.4f}", f"{test:.4f}"]
+        drift = next(re.finditer(rf"## Drift.*?\| {name} \| ([\d.]+) \| ([\d.]+)", text, re.DOTALL))
+        assert drift.groups() == (f"{val:.3f}", f"{test:.3f}")
+    [row] = [row for row in evidence["subgroups"] if row["name"] == "virus"]
+    told = f"| subtype | virus | {row['n']} | {row['sensitivity']['value']:.3f} ["
+    assert told in text and f"] | {row['specificity']['value']:.3f} [" in text.partition(told)[2].partition("\n")[0]
+    card = (weighed / "model_card.md").read_text()
+    assert f"at least {point['threshold_calibrated']:.4f} after scaling, {point['threshold']:.4f} before it" in card
+
+
 def test_a_film_named_like_a_script_stays_text(command: Command, tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>.jpeg"
     rows = [
@@ -309,11 +338,13 @@ def test_a_drop_on_test_is_said_in_words(weighed: Path, command: Command, tmp_pa
     assert "The threshold does not carry over" in told and "report.html" in told
     found = evidence_of(run)["splits"]["test"]
     assert found["at_prevalence"]["ppv"]["value"] < found["metrics"]["ppv"]["value"]
+    val = [row for row in rows_of(shift=1.5, val=400, test=400) if row["split"] == "val"]
+    limit = fit_conformal([row["label"] for row in val], [row["probability"] for row in val]).limit
+    assert evidence_of(run)["abstention"]["sets"]["limit"] == pytest.approx(limit) and "Prediction sets promise" in told
 
 
-def test_a_model_without_drift_gets_no_warning(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", rows_of(val=1000, test=1000))
-    assert weigh_quickly(run)["verdict"]["findings"] == []
+def test_a_model_without_drift_gets_no_warning(steady: dict[str, Any]) -> None:
+    assert steady["verdict"]["findings"] == []
 
 
 @pytest.mark.parametrize("rule", ["sensitivity", "accuracy"])
@@ -328,6 +359,14 @@ def test_a_threshold_of_another_rule_tells_of_no_drift(command: Command, tmp_pat
     page = Tags((run / "report.html").read_text()).text
     assert ("does not carry over" in told) == ("is the size of the drift" in page) == (rule == "accuracy")
     assert ("not chosen for accuracy on films as they are" in page) == (rule == "sensitivity")
+    locked = {split: found["splits"][split]["metrics"] for split in ("val", "test")}  # everything is at one threshold
+    for row in found["drift"]["metrics"]:
+        for split in ("val", "test"):
+            assert row[split] == pytest.approx(locked[split][row["metric"]]["value"])
+    for group in ("bacteria", "virus"):
+        [row] = [row for row in found["subgroups"] if row["name"] == group]
+        assert row["specificity"]["value"] == pytest.approx(locked["test"]["specificity"]["value"])
+    assert found["abstention"]["risk"][-1] == pytest.approx(1 - locked["test"]["accuracy"]["value"])
     stressed = verdict(found | {"operating_point": found["operating_point"] | {"corruptions": 20}})
     assert "does not carry over" not in " ".join(finding["text"] for finding in stressed["findings"])
 
@@ -367,11 +406,20 @@ def intervals(value: Any, place: str = "") -> dict[str, list[float]]:
     return {}
 
 
+def bands(evidence: dict[str, Any]) -> dict[tuple[str, str], float]:
+    """The width of each band, summed over its curve."""
+    return {
+        (split, kind): float(np.sum(np.subtract(band["high"], band["low"])))
+        for split, part in evidence["splits"].items()
+        for kind, band in part["curves"].items()
+    }
+
+
 def test_the_level_is_that_of_every_interval(command: Command, tmp_path: Path) -> None:
     records = [r | {"width": 80 + k % 7} for k, r in enumerate(records_of(rows_of()))]
     run = make_run(tmp_path / "run", rows_of(), records)
     command("evaluate", f"run={run}", QUICK, "level=0.8", "prevalence=0.2")
-    narrow = intervals(evidence_of(run))
+    narrow, slim = intervals(evidence_of(run)), bands(evidence_of(run))
     page = Tags((run / "report.html").read_text()).text
     assert "80 %" in page and "95 %" not in page and "95 %" not in (run / "report.md").read_text()
     command("evaluate", f"run={run}", QUICK, "level=0.99", "prevalence=0.2")
@@ -379,6 +427,7 @@ def test_the_level_is_that_of_every_interval(command: Command, tmp_path: Path) -
     for part in ("splits", "drift", "subgroups", "abstention"):
         assert any(place.startswith(f"/{part}") for place in wide), part
     assert len(wide) > 100 and wide.keys() == narrow.keys()
+    assert all(area > 1.2 * slim[place] > 0 for place, area in bands(evidence_of(run)).items())
     for place, (low, high) in narrow.items():
         assert high - low < wide[place][1] - wide[place][0] or low == high, place
 
@@ -417,6 +466,9 @@ def test_the_operating_point_can_be_asked_for(tmp_path: Path, rule: str, options
     run = make_run(tmp_path / "run")
     evidence = weigh_quickly(run, operating_point=OperatingPointConfig(rule, **options))
     assert evidence["operating_point"]["rule"] == rule
+    val = [row for row in rows_of() if row["split"] == "val"]
+    chosen = choose_threshold([r["label"] for r in val], [r["probability"] for r in val], rule, **options)  # type: ignore[arg-type]
+    assert evidence["operating_point"]["threshold"] == pytest.approx(chosen.threshold)
     if held:
         assert evidence["splits"]["val"]["metrics"][rule]["value"] >= held
 
@@ -584,6 +636,63 @@ def test_findings_in_words(tmp_path: Path) -> None:
     assert any("even after temperature scaling" in text for text in texts)
     evidence["operating_point"]["temperature_fitted"] = False
     assert "temperature scaling" not in str(verdict(evidence))
+
+
+def spoilt(evidence: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
+    """The evidence with another value at a dotted place."""
+    changed = json.loads(json.dumps(evidence))
+    *way, last = place.split(".")
+    part = changed
+    for name in way:
+        part = part[int(name) if isinstance(part, list) else name]
+    part[int(last) if isinstance(part, list) else last] = value
+    return changed
+
+
+SHARED = {"shared": 2, "examples": ["a", "b"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "text"),
+    [
+        ({"splits.test.metrics.auroc": {"value": 0.6, "interval": [0.5, 0.7]}}, "stop", "better than a coin"),
+        ({"splits.test.metrics.auroc": {"value": 0.7, "interval": [0.51, 0.9]}}, "warning", "is wide: more films"),
+        (
+            {"splits.test.metrics.accuracy": {"value": 0.6, "interval": [0.5, 0.7]}, "splits.test.positives": 600},
+            "warning", "calling every film by the larger class gives 0.600",
+        ),
+        ({"splits.test.counts": {"tp": 600, "fp": 400, "tn": 0, "fn": 0}}, "warning", "every film the same call"),
+        ({"abstention.sets.interval.0": [0.5, 0.6]}, "warning", "90 % of normal films"),
+        ({"abstention.sets.interval.1": [0.5, 0.6]}, "warning", "90 % of pneumonia films"),
+        ({"patient_key": "none", "audit.patients.1": SHARED}, "warning", "to patients: 2 children stand"),
+        ({"audit.patients.2": SHARED}, "note", "Under the conservative key (prefix and number) 2 persons stand"),
+        ({"splits.test.positives": 3}, "warning", "One class has 3 films only"),
+        ({"planned.test": 1100}, "warning", "Only 1,000 of the 1,100 films of this split were predicted."),
+        ({"splits.test.calibrated.ece.value": 0.2}, "warning", "off by 20 points on average"),
+    ],
+)  # fmt: skip
+def test_each_finding_is_told_where_it_holds_and_only_there(
+    steady: dict[str, Any], changes: dict[str, Any], level: str, text: str
+) -> None:
+    evidence = steady
+    for place, value in changes.items():
+        evidence = spoilt(evidence, place, value)
+    assert [f["level"] for f in verdict(evidence)["findings"] if text in f["text"]] == [level]
+
+
+def test_half_and_whole_of_the_official_test_set_are_told_apart(tmp_path: Path) -> None:
+    from pneumonia.workflows.sources import read_run
+    from pneumonia.workflows.weighing import told_split
+
+    told = {}
+    for normal, ill in ((117, 195), (234, 390), (118, 195)):
+        names = [f"test/NORMAL/IM-{k:04d}-0001.jpeg" for k in range(normal)]
+        names += [f"test/PNEUMONIA/person{k}_virus_1.jpeg" for k in range(ill)]
+        row = {"subtype": "", "split": "test", "logit": 0.0, "probability": 0.5}
+        rows = [row | {"path": name, "patient": name, "label": int("PNEU" in name)} for name in names]
+        told[normal] = told_split(read_run(make_run(tmp_path / str(normal), rows)), "test")
+    assert told[117] == "development half of the official test set, n = 312"
+    assert told[234] == "official test set, n = 624" and told[118] == "test films, n = 313"
 
 
 def test_a_page_that_cannot_be_drawn_fails_no_finished_run(

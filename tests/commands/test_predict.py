@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from scipy.special import expit
 
+from pneumonia.data.exported import read_told
 from pneumonia.workflows.targets import folder_films
 
 Command = Callable[..., None]
@@ -39,6 +40,29 @@ def test_it_repeats_the_runs_logits_and_its_locked_calls(
         assert (row["call"] == "PNEUMONIA") == (float(first["probability"]) >= point["threshold"])
         assert (row["label"], row["patient"], row["subtype"]) == (first["label"], first["patient"], first["subtype"])
         assert f"{row['path']}  {float(row['probability']):.4f}  {row['call']}" in told
+
+
+def test_films_are_resized_as_in_training_by_all_that_look_at_them_again(
+    command: Command, phantoms: Path, tmp_path: Path
+) -> None:
+    small = ("trainer=cpu", "data.image_size=32", "data.batch_size=16", "epochs=2", f"data.root={phantoms}")
+    command("train", *small, "optimizer.lr=0.003", "data.resize=pad", "hydra.run.dir=run")
+    command("evaluate", "run=run", "resamples=200", "stress=true", "shortcuts=true", "export=true")
+    command("predict", "run=run", f"images={phantoms / 'test'}", "output=again.csv")
+    before = {row["path"]: float(row["logit"]) for row in table(tmp_path / "run" / "predictions.csv")}
+    again = {f"test/{row['path']}": float(row["logit"]) for row in table(tmp_path / "again.csv")}
+    assert (
+        again == pytest.approx({path: before[path] for path in again}, abs=2e-6) and np.ptp(list(again.values())) > 1e-3
+    )
+    evidence = json.loads((tmp_path / "run" / "evidence.json").read_text())
+    seen = {row["name"]: row["auroc"] for row in evidence["shortcuts"]["rows"]}
+    assert seen["as_is"] == pytest.approx(evidence["splits"]["test"]["metrics"]["auroc"]["value"])
+    clean = evidence["stress"]["clean"]["auroc"]["value"]
+    assert clean == pytest.approx(evidence["splits"]["val"]["metrics"]["auroc"]["value"])
+    stress = {row["path"]: float(row["as_is"]) for row in table(tmp_path / "run" / "stress.csv")}
+    told = {row["path"]: float(row["probability"]) for row in table(tmp_path / "run" / "predictions.csv")}
+    assert stress == pytest.approx({path: told[path] for path in stress}, abs=2e-6)
+    assert read_told(tmp_path / "run" / "model.safetensors")["recipe"]["resize"] == "pad"
 
 
 def test_its_table_can_be_evaluated_at_the_same_threshold(

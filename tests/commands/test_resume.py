@@ -126,7 +126,8 @@ def test_last_passes_over_what_never_began_or_cannot_be_read(
     from pneumonia.workflows.resume import newest_unfinished
 
     folder = interrupted(command, phantoms, monkeypatch)
-    for name, content in (("unstarted", '{"status": "failed"}'), ("emptied", "")):
+    older = '{"status": "interrupted", "started": "2000-01-01T00:00:00+0000"}'
+    for name, content in (("unstarted", '{"status": "failed"}'), ("emptied", ""), ("older", older)):
         (Path("outputs") / name).mkdir()
         (Path("outputs") / name / "run.json").write_text(content)
     assert newest_unfinished() == folder

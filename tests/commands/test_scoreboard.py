@@ -97,6 +97,19 @@ def test_ranks_by_hand() -> None:
     assert ranks({"a": table["a"]}) == {"a": None}
 
 
+@pytest.mark.parametrize(
+    ("measure", "better", "worse"),
+    [
+        ("pointing", 0.9, 0.1), ("mass", 0.9, 0.1), ("iou", 0.9, 0.1), ("deletion", 0.1, 0.9), ("insertion", 0.9, 0.1),
+        ("infidelity", 0.1, 0.9), ("max_sensitivity", 0.1, 0.9), ("stability", 0.9, 0.1), ("randomised", -0.1, -0.9),
+    ],
+)  # fmt: skip
+def test_the_better_end_of_each_measure(measure: str, better: float, worse: float) -> None:
+    from pneumonia.workflows.scoreboard import ranks
+
+    assert ranks({"a": {measure: {"mean": worse}}, "b": {measure: {"mean": better}}}) == {"a": 2, "b": 1}
+
+
 def test_the_columns_of_the_terminal_stand_below_their_heads(caplog: pytest.LogCaptureFixture) -> None:
     from pneumonia.workflows.scoreboard import MEASURES, log_table
 

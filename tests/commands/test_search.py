@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 from sweep_cases import GRID, SEARCH, killed_and_unbroken, table
 
 from pneumonia.config import choices, compose, typed
@@ -64,6 +65,9 @@ def test_a_search_that_goes_on_proposes_the_trials_of_an_unbroken_one_and_runs_n
     rows = table(tmp_path / "unbroken")
     assert rows == table(tmp_path / "broken")
     assert {"finished", "failed"} == {row["status"] for row in rows}
+    finished = [float(row["value"]) for row in rows if row["status"] == "finished"]
+    best = OmegaConf.load(tmp_path / "unbroken" / "optimization_results.yaml").best_value
+    assert finished == sorted(finished, reverse=True) and best == pytest.approx(finished[0])  # no failed trial is best
     more = search(command, monkeypatch, phantoms, "hydra.sweep.dir=broken", "hydra.sweeper.n_trials=9")
     assert len(more.ran) == 1
     several = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")  # proposed together

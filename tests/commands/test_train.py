@@ -5,14 +5,20 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
 from sklearn.metrics import roc_auc_score
 from torch.utils.data import RandomSampler
 
+from pneumonia.config import compose, typed
 from pneumonia.data.decode import read_film
+from pneumonia.data.records import CLASSES
 from pneumonia.settings import DataConfig
+from pneumonia.training.alignment import Alignment
 from pneumonia.training.checkpoint import load_classifier
+from pneumonia.workflows.experiment import build_classifier
 from pneumonia.workflows.films import Films, films_of
 from pneumonia.workflows.predictions import rows_of
 
@@ -163,6 +169,32 @@ def test_choices_can_be_combined(command: Command, phantoms: Path, tmp_path: Pat
     assert metrics["val"]["n"] > 0
 
 
+def test_class_weight_and_mean_film_are_of_the_training_films(phantoms: Path, tmp_path: Path) -> None:
+    """A third as many normal films as with pneumonia; the test films, which are negatives, have no say."""
+    for split, label, count in [
+        ("train", "NORMAL", 8),
+        ("train", "PNEUMONIA", 24),
+        *((("test", c, 4)) for c in CLASSES),
+    ]:
+        (tmp_path / split / label).mkdir(parents=True)
+        for file in sorted((phantoms / "train" / label).iterdir())[:count]:
+            film = Image.open(file)
+            (ImageOps.invert(film) if split == "test" else film).save(tmp_path / split / label / file.name)
+    overrides = ["balance=weighted_loss", "aligned_view=true", "data.image_size=32", f"data.root={tmp_path}"]
+    config = typed("train", compose("train", overrides))
+    films = films_of(config.data, config.seed)
+    classifier = build_classifier(config, films)
+    train = films.of("train")
+    normal = sum(record.label == 0 for record in train)
+    assert classifier.positive_weight.item() == pytest.approx(normal / (len(train) - normal)) and 2 * normal < len(
+        train
+    )
+    told = Alignment()
+    told.learn(torch.from_numpy(np.stack([read_film(tmp_path / r.path, 32, "squash") for r in train]))[:, None])
+    assert classifier.alignment is not None
+    torch.testing.assert_close(classifier.alignment.mean_film, told.mean_film)
+
+
 @pytest.mark.parametrize("number", range(1, 9))
 def test_each_of_the_eight_experiments_composes_to_the_notebooks_settings(number: int) -> None:
     from pneumonia.config import compose
@@ -228,11 +260,12 @@ def test_a_path_with_anything_in_it_is_taken_when_quoted(command: Command, phant
 
 def test_a_sweep_runs_each_value(command: Command, phantoms: Path, tmp_path: Path) -> None:
     command(
-        "train", "-m", "trainer=debug", "data.image_size=32", f"data.root={phantoms}", "seed=1,2", "test=false",
+        "train", "-m", "trainer=debug", "data.image_size=32", f"data.root={phantoms}", "seed=1,2", "test=true",
         "hydra.sweep.dir=sweep",
     )  # fmt: skip
     jobs = [json.loads(file.read_text()) for file in (tmp_path / "sweep").glob("*/run.json")]
     assert sorted(job["seed"] for job in jobs) == [1, 2]
+    assert all("test" in json.loads(file.read_text()) for file in (tmp_path / "sweep").glob("*/metrics.json"))
 
 
 def test_two_processes_train_one_run(command: Command, phantoms: Path, tmp_path: Path) -> None:

@@ -101,6 +101,8 @@ def test_copies_of_a_film_add_no_certainty_when_clustered(draw):
         width, honest, fooled = (np.ptp(found[name]) for found in (once, clustered, naive))
         assert honest == pytest.approx(width, rel=1e-9)
         assert fooled == pytest.approx(width / 2, rel=0.15)
+    for one, copied in zip(curve_bands(label, probability, child, 100), curve_bands(*four, 100), strict=True):
+        np.testing.assert_allclose([copied.low, copied.high], [one.low, one.high], atol=1e-12)
 
 
 def test_resamples_of_one_class_are_left_out_and_counted():

@@ -3,7 +3,7 @@ import pytest
 from scipy.special import expit
 
 from pneumonia.evaluation.bootstrap import bootstrap_draws
-from pneumonia.evaluation.comparison import Run, check_comparable, holm, leaderboard
+from pneumonia.evaluation.comparison import Run, _bootstrap_p, check_comparable, holm, leaderboard
 from pneumonia.evaluation.ensemble import soft_vote, spread
 from pneumonia.evaluation.films import Films
 from pneumonia.evaluation.intervals import delong_paired
@@ -82,6 +82,11 @@ def test_a_planted_difference_is_found_and_no_difference_is_not():
     twins = leaderboard([RUNS[1], Run("twin", RUNS[1].val, RUNS[1].test, 0.5)], resamples=100)
     assert (twins[1].against.delong_p, twins[1].against.bootstrap_p) == (1.0, 1.0)
     assert twins[1].against.interval == (0.0, 0.0)
+
+
+def test_the_bootstrap_p_is_two_sided_and_counts_the_data_as_one_resample():
+    change = np.r_[-np.ones(97), np.ones(2)]
+    assert _bootstrap_p(change) == _bootstrap_p(-change) == pytest.approx(2 * (2 + 1) / (99 + 1))
 
 
 def test_one_run_has_nothing_to_be_tested_against():
