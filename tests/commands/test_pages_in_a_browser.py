@@ -31,6 +31,15 @@ addEventListener("load", () => {
       drawn: [...page.images].every(image => image.complete && image.naturalWidth > 0), images: page.images.length,
       board: table && table.getBoundingClientRect().right, facts: facts && facts.getBoundingClientRect().right,
     };
+    const ranks = () => [...table.tBodies[0].rows].map(row => row.cells[0].textContent.trim());
+    const sort = table && table.querySelector("button.sort");
+    if (sort) {
+      told[frame.id].ranks = [ranks()];
+      for (const _ of "12") {
+        sort.click();
+        told[frame.id].ranks.push(ranks());
+      }
+    }
   }
   document.querySelector("pre").textContent = JSON.stringify(told);
 });
@@ -93,6 +102,8 @@ def test_the_comparison_on_a_desk_and_on_a_phone(command: Command, tmp_path: Pat
     sound(screens, console)
     assert all(evil in page["text"] and page["scripts"] == 1 for page in screens.values())
     assert screens["desk"]["board"] <= WIDTHS["desk"], "the leaderboard hides columns"
+    best_first = ["1", "2", "3", "4"]
+    assert screens["desk"]["ranks"] == [best_first, best_first, best_first[::-1]]  # as it comes, rising, falling
 
 
 def test_a_page_that_asks_for_something_is_seen(tmp_path: Path) -> None:
