@@ -40,11 +40,13 @@ def test_deeplift_sums_to_the_change_in_logit_across_max_pools_of_odd_sizes(film
 
 def test_on_a_linear_net_every_gradient_method_gives_weight_or_weight_times_grey(weights):
     net, film = weighing(weights, bias=0.7), random_films(1, 3)
-    product = weights * film[:, 0]
-    for name in ("integrated_gradients", "deeplift"):
-        torch.testing.assert_close(method_of(name).attribute(net, film), product, atol=1e-5, rtol=1e-5)
-    shap = method_of("gradient_shap", stdev=0.0).attribute(net, film)
-    torch.testing.assert_close(shap, product, atol=1e-5, rtol=1e-5)
+    for baseline in (0.0, 0.5):
+        product = weights * (film[:, 0] - baseline)
+        for name in ("integrated_gradients", "deeplift"):
+            seen = method_of(name, baseline=baseline).attribute(net, film)
+            torch.testing.assert_close(seen, product, atol=1e-5, rtol=1e-5)
+        shap = method_of("gradient_shap", stdev=0.0, baseline=baseline).attribute(net, film)
+        torch.testing.assert_close(shap, product, atol=1e-5, rtol=1e-5)
     for name in ("saliency", "smoothgrad"):
         torch.testing.assert_close(method_of(name).attribute(net, film), weights.abs()[None], atol=1e-5, rtol=1e-5)
         signed = method_of(name, absolute=False).attribute(net, film)

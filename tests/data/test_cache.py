@@ -197,6 +197,24 @@ def test_a_killed_preparation_goes_on_where_it_stopped(
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_a_film_that_was_listed_but_not_written_is_decoded_again(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the power may go: the list is on disk, and not yet the pixels."""
+    cached(tmp_path, phantoms)
+    [whole] = (file.parent for file in tmp_path.glob("32-*/pixels.u8"))
+    partial = whole.rename(whole.with_name(f"{whole.name}.partial"))
+    pixels = bytearray((partial / "pixels.u8").read_bytes())
+    pixels[5 * 32 * 32 : 6 * 32 * 32] = bytes(32 * 32)
+    (partial / "pixels.u8").write_bytes(pixels)
+    decoded: list[int] = []
+    real = module.decode
+    monkeypatch.setattr(module, "decode", lambda *given: (decoded.append(1), real(*given))[1])
+    films = cached(tmp_path, phantoms)
+    assert len(decoded) == 1
+    assert_true(films, phantoms)
+
+
 def test_two_runs_at_once_both_get_whole_films(phantoms: Path, tmp_path: Path) -> None:
     both = [subprocess.Popen([sys.executable, "-c", PROGRAM, phantoms, tmp_path]) for _ in range(2)]
     assert [process.wait(120) for process in both] == [0, 0]

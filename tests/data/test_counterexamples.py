@@ -4,8 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from pneumonia.data.counterexamples import FLOOR, SHORTCUTS, against_shortcuts, border, greys, misjudged
+from pneumonia.data.counterexamples import FLOOR, FOLDS, SHORTCUTS, against_shortcuts, border, greys, misjudged
 from pneumonia.data.records import Record
 from pneumonia.data.split import class_counts, split_by_patient
 from pneumonia.settings import DataConfig, UserError
@@ -49,6 +53,19 @@ def children(films_each: int = 2) -> tuple[list[Record], np.ndarray]:
                 records.append(Record(name, label, f"{label}-{child}", split="train", sha256=name))
                 levels.append(150 if (label == 1) != (child < 6) else 100)
     return records, exposed(levels)
+
+
+def test_no_child_is_on_both_sides_of_a_fold() -> None:
+    """Each child's two films are alike and no other's, and the labels are chance: a torn child would be known."""
+    rng = np.random.default_rng(1)
+    levels = rng.permutation(np.linspace(20, 235, 80).astype(int))
+    films = np.repeat(exposed(list(levels)), 2, axis=0)
+    label, group = np.repeat(rng.permutation(np.arange(80) % 2), 2), np.repeat(np.arange(80), 2)
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
+    features, expected = greys(films), np.empty(160)
+    for fit, seen in StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0).split(features, label, group):
+        expected[seen] = model.fit(features[fit], label[fit]).decision_function(features[seen])
+    np.testing.assert_allclose(misjudged(films, label, group, "greys", 0), np.where(label == 1, -expected, expected))
 
 
 @pytest.mark.parametrize("shortcut", SHORTCUTS)

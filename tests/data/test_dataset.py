@@ -10,10 +10,12 @@ from omegaconf import OmegaConf
 
 from pneumonia.config import CONF
 from pneumonia.data.cache import FilmFiles, cache_films
+from pneumonia.data.counterexamples import against_shortcuts
 from pneumonia.data.datamodule import FilmDataModule, balanced, labels_as_arrays
 from pneumonia.data.dataset import EpochSampler
+from pneumonia.data.decode import read_film
 from pneumonia.data.records import fingerprint_films, scan_folder
-from pneumonia.data.split import split_by_patient
+from pneumonia.data.split import groups_of, split_by_patient
 from pneumonia.data.transforms import Augmentation, call
 from pneumonia.settings import UserError
 
@@ -121,6 +123,27 @@ def test_keras_ranges_are_reached_and_not_passed() -> None:
     assert (away > 0.1 * 101).mean() > 0.3
 
 
+def test_keras_turns_and_zooms_by_as_much_as_it_says_and_no_more() -> None:
+    """The 2 x 2 matrix that takes two dots, right of and below a third one, to where they are seen."""
+    augmentation = Augmentation(steps("keras"))
+    found = []
+    for index in range(200):
+        seen = []
+        for y, x in ((60, 60), (60, 76), (76, 60)):
+            film = np.zeros((121, 121), np.uint8)
+            film[y - 2 : y + 3, x - 2 : x + 3] = 255
+            moved = augmentation(film, 1, 0, index).astype(float)
+            rows, columns = np.indices(moved.shape)
+            seen.append((float((rows * moved).sum() / moved.sum()), float((columns * moved).sum() / moved.sum())))
+        (y, x), (right_y, right_x), (down_y, down_x) = seen
+        found.append([np.hypot(right_x - x, right_y - y) / 16, np.hypot(down_x - x, down_y - y) / 16,
+                      np.degrees(np.arctan2(right_y - y, abs(right_x - x)))])  # fmt: skip
+    wide, high, turn = np.array(found).T
+    for zoom in (wide, high):
+        assert 0.75 < zoom.min() < 0.87 and 1.13 < zoom.max() < 1.3
+    assert 15 < np.abs(turn).max() < 22
+
+
 def test_an_empty_pipeline_leaves_the_film_as_it_is() -> None:
     film = np.arange(64, dtype=np.uint8).reshape(8, 8)
     assert Augmentation([])(film, 0, 0, 0) is film
@@ -164,5 +187,10 @@ def test_the_balance_setting_reaches_the_sampler(phantoms: Path) -> None:
             balance="counterexamples",
             seed=0,
         )
-    against = datamodule(phantoms, balance="counterexamples").train_dataloader().sampler.weight  # type: ignore[attr-defined]
-    assert len(against) == len(datamodule(phantoms).datasets["train"]) and against.std() > 0
+    films = datamodule(phantoms, balance="counterexamples")
+    against = films.train_dataloader().sampler.weight  # type: ignore[attr-defined]
+    train = films.records["train"]
+    pixels = np.stack([read_film(phantoms / record.path, 32, "squash") for record in train])
+    label = np.array([record.label for record in train])
+    np.testing.assert_allclose(against, against_shortcuts(pixels, label, groups_of(train), 3))
+    assert against.std() > 0

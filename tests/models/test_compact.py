@@ -25,6 +25,15 @@ def test_a_batch_becomes_a_logit_each_whatever_the_side(side: int) -> None:
     assert net(side)(torch.rand(3, 3, side, side)).shape == (3,)
 
 
+def test_kernels_start_as_he_draws_them_and_the_output_small() -> None:
+    usual = compact(16, [16, 32, 64], [1, 1, 1], 0.0, 32)
+    for layer in (layer for layer in usual.modules() if isinstance(layer, nn.Conv2d)):
+        expected = (2 / (layer.out_channels * layer.kernel_size[0] ** 2)) ** 0.5
+        assert layer.weight.std().item() == pytest.approx(expected, rel=6 / layer.weight.numel() ** 0.5)
+    output = usual.head[-1]
+    assert isinstance(output, nn.Linear) and output.weight.std() < 0.02 and not output.bias.any()
+
+
 def test_a_block_starts_as_its_shortcut() -> None:
     block, features = Block(4, 4, 1), torch.rand(2, 4, 6, 6)
     torch.testing.assert_close(block(features), features)

@@ -94,10 +94,17 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, content: object, me
         small(str(file))
 
 
-def test_weights_of_this_network_load_whole() -> None:
-    first, second = small(), small()
-    second.load_state_dict(first.state_dict())
-    assert torch.equal(first.head[1].weight, second.head[1].weight)
+def test_weights_of_this_network_load_whole(tmp_path: Path) -> None:
+    first = small()
+    torch.save(first.state_dict(), tmp_path / "whole.pth")
+    second = small(str(tmp_path / "whole.pth")).state_dict()
+    assert all(torch.equal(value, second[name]) for name, value in first.state_dict().items())
+
+
+def test_the_head_starts_as_glorot_has_it() -> None:
+    for layer in (layer for layer in small().head if isinstance(layer, nn.Linear)):
+        limit = (6 / (layer.in_features + layer.out_features)) ** 0.5
+        assert 0.6 * limit < layer.weight.abs().max() <= limit and not layer.bias.any()
 
 
 @pytest.mark.parametrize("blocks", range(6))

@@ -267,14 +267,35 @@ def test_the_bar_counts_epochs_from_1(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert list(dict.fromkeys(re.findall(r"Epoch (\S+): +100%", told))) == ["1/2", "2/2"]
 
 
+def test_the_schedule_sets_the_rate_of_every_step(tmp_path: Path) -> None:
+    """Three steps an epoch: the first half of all steps is warm-up, and from the second epoch on it is a tenth."""
+    rates: list[float] = []
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    step = {"_target_": "pneumonia.training.schedules.step", "milestones": [1], "gamma": 0.1, "warmup": 0.5}
+    shown = trainer(tmp_path, Watch(), epochs=2)
+    shown.fit(classifier(schedule=step), batches())
+    assert rates == pytest.approx([0.01 / 3, 0.02 / 3, 0.01, 0.001, 0.001, 0.001])
+
+
 def test_dropout_depends_on_seed_and_step_alone(tmp_path: Path) -> None:
+    drawn: list[float] = []
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            drawn.append(torch.rand(1).item())
+
     def weights(burn: int, seed: int) -> torch.Tensor:
         model = classifier()
         torch.rand(burn)
-        trainer(tmp_path, ReseedEachStep(seed)).fit(model, batches())
+        trainer(tmp_path, ReseedEachStep(seed), Watch()).fit(model, batches())
         return model.net.head[1].weight.detach()  # type: ignore[index]
 
     assert torch.equal(weights(0, 0), weights(999, 0))
+    assert drawn[:3] == drawn[3:] and len(set(drawn)) == 3  # the same in both, another in each step
     assert not torch.equal(weights(0, 0), weights(0, 1))
 
 
@@ -318,6 +339,9 @@ def test_the_flip_average_is_the_mean_logit_of_a_film_and_its_mirror_image_outsi
     by_hand = (plain.eval()(film) + plain(film.flip(-1))) / 2
     torch.testing.assert_close(averaged.eval()(film), by_hand)
     assert not torch.allclose(averaged(film), plain(film))
+    batch = next(iter(batches()))
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(by_hand, batch["target"])
+    torch.testing.assert_close(averaged.validation_step(batch, 0), loss)
     torch.testing.assert_close(averaged.train()(film), plain(film))
 
 
@@ -329,7 +353,8 @@ def test_the_crop_average_is_the_mean_logit_of_three_middles_outside_training_an
     by_hand = torch.stack([plain.eval()(middle(film, kept)) for kept in KEPT]).mean(0)
     torch.testing.assert_close(averaged.eval()(film), by_hand)
     assert not torch.allclose(averaged(film), plain(film))
-    torch.testing.assert_close(averaged.of_one_view(film), plain(film))
+    batch = next(iter(batches()))
+    torch.testing.assert_close(averaged.validation_step(batch, 0), plain.validation_step(batch, 0))
     torch.testing.assert_close(averaged.train()(film), plain.train()(film))
 
 
@@ -344,7 +369,8 @@ def test_blurred_views_are_all_views_of_a_prediction_and_none_of_training_and_va
         model.alignment.learn(film)
     torch.testing.assert_close(denoised.eval()(film), plain.eval()(blurred(film, 0.05)))
     assert not torch.allclose(denoised(film), plain(film))
-    torch.testing.assert_close(denoised.of_one_view(film), plain.of_one_view(film))
+    batch = next(iter(batches()))
+    torch.testing.assert_close(denoised.validation_step(batch, 0), plain.validation_step(batch, 0))
     torch.testing.assert_close(denoised.train()(film), plain.train()(film))
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 
+import numpy as np
 import pytest
 import torch
 
@@ -125,6 +126,33 @@ def test_a_filter_is_the_films_own_convolution(monkeypatch: pytest.MonkeyPatch, 
         wanted = after[inner, inner].reshape(-1, 1)
         fitted = design @ torch.linalg.lstsq(design.double(), wanted.double()).solution.float()
         torch.testing.assert_close(fitted, wanted, atol=0.05, rtol=0)
+    torch.testing.assert_close(seen.std((1, 2, 3)), film.std((1, 2, 3)), rtol=1e-3, atol=0)
+    if side > 1:  # one pixel's filter is an affine map, which the film's own mean and deviation undo
+        alike = mixing.through_random_filters(film[:1].expand(4, -1, -1, -1))
+        assert len(alike.unique(dim=0)) == 4  # a filter for each film, not for the batch
+
+
+def test_the_share_of_mixup_is_drawn_as_typed() -> None:
+    """Of Beta(a, a) the mean of share (1 - share) is a / (4 a + 2)."""
+    film = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 1, 4, 4)
+    for alpha in (0.2, 1.0):
+        mix, products = Mix(mixup=alpha), []
+        torch.manual_seed(0)
+        for _ in range(1000):
+            share = mix(film, torch.tensor([0.0, 1.0]))[1][0].item()
+            products.append(share * (1 - share))
+        assert np.mean(products) == pytest.approx(alpha / (4 * alpha + 2), abs=0.01)
+
+
+def test_of_mixup_and_cutmix_each_gets_half_of_the_batches() -> None:
+    film, target = (
+        torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 1, 16, 16),
+        torch.tensor([0.0, 1]),
+    )
+    torch.manual_seed(0)
+    mix = Mix(mixup=1.0, cutmix=1.0)
+    cut = sum(bool(((mixed == 0) | (mixed == 255)).all()) for mixed, _ in (mix(film, target) for _ in range(200)))
+    assert cut == pytest.approx(100, abs=25)
 
 
 def test_the_same_seed_gives_the_same_batch() -> None:
