@@ -200,6 +200,15 @@ def test_the_soft_vote_under_stress_is_the_mean_of_the_members_under_stress(
     assert "then compare operating_point.stressed=true, first" in capsys.readouterr().err
 
 
+def test_a_higher_level_makes_the_intervals_of_differences_wider(command: Command, sweep: Path, tmp_path: Path) -> None:
+    wide = {}
+    for level in (0.8, 0.99):
+        command("compare", f"runs={sweep}", QUICK, f"level={level}", f"output={tmp_path / 'out'}")
+        rows = board_of(tmp_path / "out")["rows"]
+        wide[level] = {row["name"]: np.ptp(row["against"]["interval"]) for row in rows if row["against"]}
+    assert all(wide[0.99][name] > wide[0.8][name] > 0 for name in ("0", "1"))
+
+
 def test_the_best_runs_vote_where_so_many_are_asked_for(command: Command, sweep: Path) -> None:
     command("compare", f"runs={sweep}", QUICK, "ensemble=2")
     ranked = [row["name"] for row in board_of(sweep / "comparison")["rows"] if not row["ensemble"]]

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -95,6 +96,27 @@ def test_ranks_by_hand() -> None:
     assert ranks(table, measures_of("all")) == pytest.approx(without)
     assert ranks(table, measures_of("fp")) == pytest.approx(expected)
     assert ranks({"a": table["a"]}) == {"a": None}
+
+
+def test_each_measure_is_told_under_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pneumonia.workflows import scoreboard
+
+    measures = {
+        "deletion": "deletion_auc", "insertion": "insertion_auc", "infidelity": "infidelity",
+        "max_sensitivity": "max_sensitivity", "stability": "seed_stability", "randomised": "rank_correlation",
+        "central_share": "central_share", "pointing": "pointing_game", "mass": "mass_in_mask",
+        "iou": "iou_at_equal_area",
+    }  # fmt: skip
+    for place, function in enumerate(measures.values()):
+        monkeypatch.setattr(scoreboard, function, lambda *given, place=place, **named: np.full(2, place))
+    images = torch.rand(2, 3, 4, 4)
+    method = SimpleNamespace(attribute=lambda net, films: films.mean(1))
+    config = SimpleNamespace(noisy=1, noisy_lime=1, steps=1, perturbations=1, seed=0, seeds=2)
+    bench = scoreboard.Bench(torch.nn.Identity(), torch.nn.Identity(), images, torch.ones(2, 4, 4), config)  # type: ignore[arg-type]
+    _, found = scoreboard.measured(method, bench)  # type: ignore[arg-type]
+    assert {name: values[0] for name, values in found.items() if name in measures} == {
+        name: place for place, name in enumerate(measures)
+    }
 
 
 @pytest.mark.parametrize(

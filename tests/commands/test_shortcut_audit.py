@@ -38,9 +38,15 @@ def test_every_probe_is_told_and_films_as_they_are_give_the_runs_auroc(run: Path
     assert not [text for level, text in told([rows["metadata"]]) if level == "warning"]
 
 
-def test_its_intervals_are_of_as_many_resamples_as_are_asked_for(run: Path) -> None:
-    found = [shortcuts_of(read_run(run), "test", EvaluateConfig(run=str(run), resamples=n)) for n in (100, 400)]
-    assert [part["resamples"] for part in found] == [100, 400]
+def test_its_intervals_are_of_as_many_resamples_and_the_level_as_are_asked_for(run: Path) -> None:
+    asked = ((100, 0.95), (400, 0.95), (400, 0.8))
+    found = [
+        shortcuts_of(read_run(run), "test", EvaluateConfig(run=str(run), resamples=n, level=level))
+        for n, level in asked
+    ]
+    assert [(part["resamples"], part["level"]) for part in found] == list(asked)
+    [wide], [narrow] = ([row["interval"] for row in part["rows"] if row["name"] == "as_is"] for part in found[1:])
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
     assert [row["auroc"] for row in found[0]["rows"]] == [row["auroc"] for row in found[1]["rows"]]
     assert [row["interval"] for row in found[0]["rows"]] != [row["interval"] for row in found[1]["rows"]]
 

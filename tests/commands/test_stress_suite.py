@@ -91,6 +91,7 @@ def test_a_later_evaluation_keeps_the_probes_of_the_same_predictions_only(
     assert all(made)
     shortcuts, stress = probes("operating_point.rule=youden", "level=0.9")
     assert shortcuts == made[0] and stress["mean"]["value"] == made[1]["mean"]["value"] and stress["level"] == 0.9
+    assert np.ptp(stress["mean"]["interval"]) < np.ptp(made[1]["mean"]["interval"])
     page = (copy / "report.html").read_text()
     assert "<td>corners masked</td>" in page and "<td>gamma darker</td>" in page
     lines = (copy / "predictions.csv").read_text().splitlines(keepends=True)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from pneumonia.workflows.sweep import write_leaderboard
+
 Command = Callable[..., None]
 SMALL = ("trainer=cpu", "data.image_size=32", "data.batch_size=16", "epochs=2")
 
@@ -52,6 +54,19 @@ def test_finished_jobs_are_skipped_and_a_failed_one_ends_nothing_else(
         command("train", *typed, "retry_failed=true")
     again = [job for job, when in started(sweep).items() if when != before[job]]
     assert again == [rows[2]["job"]]
+
+
+@pytest.mark.parametrize(("objective", "order"), [("val/auroc", ["b", "c", "a"]), ("val/loss", ["a", "c", "b"])])
+def test_the_best_job_comes_first_and_one_without_a_value_last(
+    tmp_path: Path, objective: str, order: list[str]
+) -> None:
+    for name, value in (("a", 0.1), ("b", 0.9), ("c", 0.5), ("failed", None)):
+        (tmp_path / name / ".hydra").mkdir(parents=True)
+        (tmp_path / name / ".hydra" / "overrides.yaml").write_text("[]")
+        told = {"status": "finished" if value else "failed", "objective": {"name": objective, "value": value}}
+        (tmp_path / name / "run.json").write_text(json.dumps(told))
+    write_leaderboard(tmp_path)
+    assert [row["job"] for row in table(tmp_path)] == [*order, "failed"]
 
 
 def test_settings_that_do_not_go_together_end_no_other_job(command: Command, phantoms: Path, tmp_path: Path) -> None:
