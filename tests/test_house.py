@@ -53,6 +53,22 @@ def test_evaluation_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", probe], cwd=ROOT).returncode == 0
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's own setting")
+def test_a_command_keeps_what_it_frees() -> None:
+    """60 MB that were used and freed stay with the process, where they would go back."""
+    probe = (
+        "import sys, numpy, pneumonia.config\n"
+        "def pages(): return int(open('/proc/self/statm').read().split()[1])\n"
+        "if sys.argv[1] == 'kept': pneumonia.config.keep_freed_memory()\n"
+        "before = pages()\n"
+        "numpy.ones(60_000_000, numpy.uint8)\n"
+        "stays = (pages() - before) * 4096 > 50_000_000\n"
+        "sys.exit(stays != (sys.argv[1] == 'kept'))"
+    )
+    for how in ("kept", "given back"):
+        assert subprocess.run([sys.executable, "-c", probe, how], cwd=ROOT).returncode == 0, how
+
+
 @pytest.mark.slow
 def test_the_wheel_ships_its_settings(tmp_path: Path) -> None:
     import zipfile

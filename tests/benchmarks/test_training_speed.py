@@ -2,10 +2,14 @@
 
 uv run pytest -m benchmark -s tests/benchmarks/test_training_speed.py
 
-On a CPU `baseline` at batch 32 in full precision; on a GPU `baseline` at batch 256 and VGG16 end to end at batch 128 in
-bf16, against a raw loop fed with one constant batch, and the share of the card's measured bf16 matrix rate.
+On a CPU `baseline` at batch 32 in full precision, and steps of the compact net with freed memory kept or given back; on
+a GPU `baseline` at batch 256 and VGG16 end to end at batch 128 in bf16, against a raw loop fed with one constant batch,
+and the share of the card's measured bf16 matrix rate.
 """
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -121,3 +125,39 @@ def test_lightning_against_a_raw_loop(
         flops = ours * 3 * 2 * 15.35e9  # forward and backward of VGG16's convolutions at 224 px, 15.35 G multiply-adds
         print(f"share of the measured bf16 matrix rate: {flops / matrix_ceiling():.2f}")
     assert np.median(ratios) >= least
+
+
+STEPS = """
+import sys, time, torch
+from pneumonia.config import keep_freed_memory
+from pneumonia.models.compact import compact
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+torch.set_num_threads(1)
+net = compact(16, [16, 32, 64, 128, 192], [1] * 5, 0.0, 112).to(memory_format=torch.channels_last)
+image = torch.rand(64, 3, 112, 112).contiguous(memory_format=torch.channels_last)
+for step in range(23):
+    if step == 3:
+        start = time.perf_counter()
+    net(image).sum().backward()
+print((time.perf_counter() - start) / 20)
+"""
+
+
+@pytest.mark.skipif(GPU, reason="steps on a CPU")
+def test_steps_with_freed_memory_kept_against_steps_without() -> None:
+    """Both at once, each on a core, since a machine that others share is not as fast in one minute as in the next."""
+    huge = os.environ | {"THP_MEM_ALLOC_ENABLE": "1"}  # as every command has it
+
+    def both() -> list[float]:
+        pair = [
+            subprocess.Popen([sys.executable, "-c", STEPS, how], env=huge, stdout=subprocess.PIPE)
+            for how in ("kept", "given back")
+        ]
+        return [float(process.communicate()[0]) for process in pair]
+
+    rounds = [both() for _ in range(4)]
+    kept, back = np.median(rounds, 0)
+    ratio = np.median([b / a for a, b in rounds])
+    print(f"\ncompact, a step of 64 films: freed memory kept {kept:.3f} s, given back {back:.3f} s, ratio {ratio:.3f}")
+    assert ratio >= 1
