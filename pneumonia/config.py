@@ -40,7 +40,11 @@ EXTRAS = {  # what is typed: (the package it needs, the extra that brings it)
     "hydra/launcher=submitit_slurm": ("hydra-submitit-launcher", "slurm"),
     "hydra/launcher=submitit_local": ("hydra-submitit-launcher", "slurm"),
 }
-MALLOPT = {-4: 0, -1: 2**31 - 1, -2: 2**28}  # malloc.h: M_MMAP_MAX none, M_TRIM_THRESHOLD, M_TOP_PAD bytes
+MALLOC = {  # the names that glibc reads when a process starts: (their numbers in malloc.h, what is set)
+    "MALLOC_MMAP_MAX_": (-4, 0),
+    "MALLOC_TRIM_THRESHOLD_": (-1, 2**31 - 1),
+    "MALLOC_TOP_PAD_": (-2, 2**28),
+}
 HYDRA_FLAGS = ("-sc", "--shell-completion", "--hydra-help", "--info", "-i", "--cfg", "-c", "--version")
 
 
@@ -345,11 +349,14 @@ def run_command(
 
 def keep_freed_memory() -> None:
     """Have glibc keep what is freed, for tensors ask for as much in the next step, and pages that are given back come
-    zeroed again: on a CPU `experiment=record` trains 1.08 times as fast. With another libc nothing changes."""
+    zeroed again: on a CPU `experiment=record` trains 1.08 times as fast. Processes that this one starts do the same.
+    What the environment says goes before; with another libc nothing changes."""
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-        for option, value in MALLOPT.items():
-            mallopt(option, value)
+        for name, (number, value) in MALLOC.items():
+            if name not in os.environ:
+                os.environ[name] = str(value)
+                mallopt(number, value)
 
 
 def at_home(argument: str) -> str:

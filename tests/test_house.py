@@ -1,12 +1,13 @@
 """The house is in order: lint, types, floors; a command answers without torch; every choice has its line in --help."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from pneumonia.config import CONF, choices, first_comment, groups, help_text
+from pneumonia.config import CONF, MALLOC, choices, first_comment, groups, help_text
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -54,19 +55,24 @@ def test_evaluation_needs_no_torch() -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's own setting")
-def test_a_command_keeps_what_it_frees() -> None:
+def test_a_command_and_what_it_starts_keep_what_they_free() -> None:
     """60 MB that were used and freed stay with the process, where they would go back."""
-    probe = (
-        "import sys, numpy, pneumonia.config\n"
+    use = (
+        "import numpy, subprocess, sys, pneumonia.config\n"
         "def pages(): return int(open('/proc/self/statm').read().split()[1])\n"
-        "if sys.argv[1] == 'kept': pneumonia.config.keep_freed_memory()\n"
+        "if 'keep' in sys.argv: pneumonia.config.keep_freed_memory()\n"
         "before = pages()\n"
         "numpy.ones(60_000_000, numpy.uint8)\n"
         "stays = (pages() - before) * 4096 > 50_000_000\n"
-        "sys.exit(stays != (sys.argv[1] == 'kept'))"
     )
-    for how in ("kept", "given back"):
-        assert subprocess.run([sys.executable, "-c", probe, how], cwd=ROOT).returncode == 0, how
+    started = "sys.exit(subprocess.run([sys.executable, '-c', sys.argv[1]]).returncode or not stays)"
+    clean = {name: value for name, value in os.environ.items() if name not in MALLOC}
+    for program, arguments, kept in (
+        (use + started, (use + "sys.exit(not stays)", "keep"), True),
+        (use + "sys.exit(not stays)", (), False),
+    ):
+        done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, env=clean)
+        assert (done.returncode == 0) == kept
 
 
 @pytest.mark.slow
