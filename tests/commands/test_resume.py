@@ -22,7 +22,9 @@ def unbroken(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("share", [0.35, 0.6, 0.85])
+@pytest.mark.parametrize(
+    "share", [pytest.param(0.35, marks=pytest.mark.slow), 0.6, pytest.param(0.85, marks=pytest.mark.slow)]
+)
 def test_a_run_killed_at_some_instant_ends_as_one_that_was_not(
     unbroken: Path, phantoms: Path, tmp_path: Path, share: float
 ) -> None:
