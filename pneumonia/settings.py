@@ -243,6 +243,7 @@ class PrepareConfig:
     audit: bool = MISSING
 
 
+NEED_NET = ("shortcuts", "stress", "test", "export")  # of evaluate: more than tables
 RULES = ("accuracy", "youden", "sensitivity", "specificity", "cost")
 
 
@@ -303,7 +304,7 @@ class EvaluateConfig:
         in_range("coverage", self.coverage, 0.5, 0.999)
         in_range("resamples", self.resamples, 100, 100_000)
         in_range("seed", self.seed, 0, 2**31)
-        for option in ("shortcuts", "stress", "test", "export"):
+        for option in NEED_NET:
             if getattr(self, option) and self.run is None:
                 raise UserError(f"{option}=true needs the model and its films: type run=<folder of a finished run>.")
 

@@ -12,7 +12,7 @@ from typing import Any
 from pneumonia.evaluation.checks import Interval
 from pneumonia.report.pages import model_card, report_html, report_markdown
 from pneumonia.report.verdict import verdict
-from pneumonia.settings import EvaluateConfig, OperatingPointConfig, UserError
+from pneumonia.settings import NEED_NET, EvaluateConfig, OperatingPointConfig, UserError
 from pneumonia.workflows.locking import lock
 from pneumonia.workflows.provenance import page_of, repeat_of
 from pneumonia.workflows.record import read_json, write_all
@@ -111,7 +111,7 @@ def keep_report(source: Source) -> None:
 
 def refuse_of_a_vote(source: Source, config: EvaluateConfig) -> None:
     """Raise UserError for what needs a net, asked of a vote."""
-    asked = [name for name in ("shortcuts", "stress", "test", "export") if getattr(config, name)]
+    asked = [name for name in NEED_NET if getattr(config, name)]
     if asked and "vote" in source.run:
         raise UserError(
             f"{asked[0]}=true: {source.folder} is a vote, which has no net of its own; type it beside run= of each "

@@ -84,12 +84,17 @@ def repeat_of(source: Source, evidence: Mapping[str, Any], runs: Sequence[str]) 
     typed = {**told, **rule, **{name: value for name, value in options.items() if name != "operating_point"}}
     texts = [f"{name}={plainly(value)}" for name, value in typed.items() if value is not None]
     if runs:
-        texts.append(f"operating_point.runs=[{','.join(plainly(Path(run)) for run in runs)}]")
+        texts.append(f"operating_point.runs={listed(runs)}")
     if "run" in told and (source.folder / "checkpoints" / "best.ckpt").is_file():  # a vote has none
         texts += [f"{name}=true" for name in ("shortcuts", "stress") if evidence[name] is not None]
         if source.config.get("test") is False and "test" in evidence["splits"]:
             texts.append("test=true")  # training had left them alone
     return " ".join(["python -m pneumonia.evaluate", *map(shlex.quote, texts)])
+
+
+def listed(runs: Sequence[object]) -> str:
+    """Folders as a list in Hydra's grammar."""
+    return f"[{','.join(plainly(Path(str(run))) for run in runs)}]"
 
 
 def plainly(value: object) -> str:

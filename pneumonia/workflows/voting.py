@@ -20,7 +20,7 @@ from pneumonia.evaluation.comparison import Run, leaderboard
 from pneumonia.evaluation.ensemble import soft_vote
 from pneumonia.settings import CompareConfig
 from pneumonia.workflows.films import patient_key_of
-from pneumonia.workflows.provenance import plainly
+from pneumonia.workflows.provenance import listed, plainly
 from pneumonia.workflows.record import read_json, write_all
 from pneumonia.workflows.resume import flat
 from pneumonia.workflows.sources import Source
@@ -92,14 +92,14 @@ def table(voted: Run, source: Source) -> str:
 def told_vote(sources: Mapping[str, Source], config: CompareConfig) -> dict[str, Any]:
     """vote.json: the runs, the command, and what all of them agree on of their net and films."""
     each = list(sources.values())
-    root = agreed(source.root for source in each)
+    root, resize = agreed(source.root for source in each), agreed(source.data.resize for source in each)
     return {
         "vote": list(sources),
         "command": command_of(config),
         "net": agreed(source.net for source in each) or "",
         "credit": credit_of(each),
         "data_root": str(root) if root else None,
-        "data": {"resize": agreed(source.data.resize for source in each)} if root else {},
+        "data": {"resize": resize} if resize else {},
         "patient_key": agreed(patient_key_of(source.data) if source.config else None for source in each),
         "skipped": agreed(source.run.get("skipped", []) for source in each),
     }
@@ -109,11 +109,9 @@ def command_of(config: CompareConfig) -> str:
     """The command that makes the vote anew, quoted for a shell."""
     told = flat(asdict(config))
     default = flat(asdict(CompareConfig(runs="-")))
-    runs = [config.runs] if isinstance(config.runs, str) else config.runs
-    named = [plainly(Path(str(run))) for run in runs]
-    listed = named[0] if isinstance(config.runs, str) else f"[{','.join(named)}]"
+    runs = plainly(Path(config.runs)) if isinstance(config.runs, str) else listed(config.runs)
     typed = {name: value for name, value in told.items() if value != default[name] and name not in ("runs", "output")}
-    texts = [f"runs={listed}", *(f"{name}={plainly(value)}" for name, value in typed.items())]
+    texts = [f"runs={runs}", *(f"{name}={plainly(value)}" for name, value in typed.items())]
     texts += [f"output={plainly(Path(config.output))}"] if config.output else []
     return shlex.join(["python", "-m", "pneumonia.compare", *texts])
 

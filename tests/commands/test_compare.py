@@ -135,6 +135,16 @@ def test_nothing_of_another_vote_stays_and_what_runs_differ_in_is_not_told(
     assert "data:image/jpeg" not in (vote / "report.html").read_text()
 
 
+def test_runs_that_resize_otherwise_vote_and_their_films_are_shown(
+    command: Command, alike: list[Path], tmp_path: Path
+) -> None:
+    config = alike[1] / ".hydra" / "config.yaml"
+    config.write_text(config.read_text().replace("squash", "pad"))
+    command("compare", f"runs=[{alike[0]},{alike[1]}]", QUICK, f"output={tmp_path / 'out'}")
+    command("evaluate", f"predictions={tmp_path}/out/ensemble/predictions.csv", QUICK)
+    assert "data:image/jpeg" in (tmp_path / "out" / "ensemble" / "report.html").read_text()
+
+
 def test_what_needs_a_net_is_refused_of_a_vote(
     command: Command, alike: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
