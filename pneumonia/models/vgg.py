@@ -4,6 +4,7 @@ torchvision's weights come with a mean and a standard deviation; the network hol
 carries its preprocessing and every caller passes plain [0, 1] images.
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -105,7 +106,8 @@ def file_weights(path: str) -> dict[str, Tensor]:
             f"weights={path}: expected IMAGENET1K_V1, IMAGENET1K_FEATURES, null or the path of a state dict"
         )
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # torch's, of a pickle that is none of its files
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds on a file that is not its own
         raise ValueError(f"weights={path} is not a state dict that torch.load(weights_only=True) reads") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -1,6 +1,7 @@
 """Checkpoints that are whole or not there, and that hold nothing but tensors and plain values."""
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ def load_classifier(path: Path) -> Classifier:
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """(state, hyper_parameters) of a checkpoint. Raises UserError for a file that is none."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # torch's, of a pickle that is none of its files
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         return dict(checkpoint["state_dict"]), dict(checkpoint["hyper_parameters"])
     except Exception as error:  # torch.load raises many kinds on a file that is not its own
         raise UserError(

@@ -1,5 +1,6 @@
 """VGG16 is torchvision's, its head the notebooks', its preprocessing that of its weights; what is frozen stays so."""
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -83,15 +84,19 @@ def test_weights_that_cannot_be_fetched_say_both_ways_out(tmp_path: Path, monkey
         ({"conv1.weight": torch.zeros(2)}, "another architecture"),
         ([1, 2, 3], "not a state dict"),
         (b"not a checkpoint", "not a state dict"),
+        (pickle.dumps({"a": 1}, protocol=4), "not a state dict"),
         (nn.Linear(2, 2), "not a state dict"),  # a pickle of code: refused, not run
     ],
-    ids=["wrong shape", "other names", "list", "text", "module"],
+    ids=["wrong shape", "other names", "list", "text", "pickle", "module"],
 )
-def test_a_file_of_something_else_is_refused(tmp_path: Path, content: object, message: str) -> None:
+def test_a_file_of_something_else_is_refused_without_warnings(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder, content: object, message: str
+) -> None:
     file = tmp_path / "weights.pth"
     file.write_bytes(content) if isinstance(content, bytes) else torch.save(content, file)
     with pytest.raises(ValueError, match=message):
         small(str(file))
+    assert not recwarn
 
 
 def test_weights_of_this_network_load_whole(tmp_path: Path) -> None:
