@@ -73,15 +73,15 @@ def area(curve: Tensor) -> Tensor:
     return torch.trapezoid(curve, dim=-1) / (curve.shape[-1] - 1)
 
 
-def deletion_auc(net: nn.Module, images: Tensor, attribution: Tensor, steps: int = 56, baseline: float = 0.0) -> Tensor:
-    """Area under the probability while the most important pixels become `baseline` (RISE, arXiv:1806.07421).
+def deletion_auc(net: nn.Module, images: Tensor, attribution: Tensor, steps: int = 56) -> Tensor:
+    """Area under the probability while the most important pixels become black (RISE, arXiv:1806.07421).
 
     Low is good for a film that is called pneumonia; [N].
     """
     check_maps(images, attribution)
-    flat = torch.full_like(images[0], baseline)
+    black = torch.zeros_like(images[0])
     pairs = zip(images, attribution, strict=True)
-    return torch.stack([area(replacement_curve(net, image, flat, given, steps)) for image, given in pairs])
+    return torch.stack([area(replacement_curve(net, image, black, given, steps)) for image, given in pairs])
 
 
 def insertion_auc(net: nn.Module, images: Tensor, attribution: Tensor, steps: int = 56) -> Tensor:
@@ -94,8 +94,8 @@ def insertion_auc(net: nn.Module, images: Tensor, attribution: Tensor, steps: in
     return torch.stack([area(replacement_curve(net, blur, image, given, steps)) for image, blur, given in triples])
 
 
-def hide_square(images: Tensor, side: int, baseline: float) -> tuple[Tensor, Tensor]:
-    """(hidden, changed), like `images`: `hidden` is 1 in a random square of each, where `changed` is `baseline`."""
+def hide_square(images: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """(hidden, changed), like `images`: `hidden` is 1 in a random square of each, where `changed` is black."""
     height, width = images.shape[-2:]
     corner = torch.rand(len(images), 2).to(images.device)  # on the CPU: the same squares whatever the device and batch
     top = (corner[:, 0] * (height - side + 1)).long().view(-1, 1, 1, 1)
@@ -104,12 +104,10 @@ def hide_square(images: Tensor, side: int, baseline: float) -> tuple[Tensor, Ten
     column = torch.arange(width, device=images.device).view(1, 1, 1, -1)
     square = (row >= top) & (row < top + side) & (column >= left) & (column < left + side)
     hidden = square.to(images.dtype).expand_as(images)
-    return hidden, torch.where(square, baseline, images)
+    return hidden, torch.where(square, 0.0, images)
 
 
-def infidelity(
-    net: nn.Module, images: Tensor, attribution: Tensor, samples: int = 200, baseline: float = 0.0, seed: int = 0
-) -> Tensor:
+def infidelity(net: nn.Module, images: Tensor, attribution: Tensor, samples: int = 200, seed: int = 0) -> Tensor:
     """Captum's infidelity: mean squared error of the map's sum in a hidden square as the fall of the logit, [N].
 
     Squares are a quarter of the side wide (square removal, Yeh 2019, arXiv:1901.09392, section 2.3); the best scale of
@@ -117,7 +115,7 @@ def infidelity(
     wrong sign is not told from one of the right. In squared logits, 0 is best.
     """
     check_maps(images, attribution)
-    hide = partial(hide_square, side=max(1, min(images.shape[-2:]) // 4), baseline=baseline)
+    hide = partial(hide_square, side=max(1, min(images.shape[-2:]) // 4))
     shared = (attribution[:, None] / 3).expand_as(images).to(images.dtype)  # a square covers the three channels at once
 
     def one(film: Tensor, given: Tensor, batch: int) -> Tensor:

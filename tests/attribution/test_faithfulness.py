@@ -84,7 +84,7 @@ def test_infidelity_is_the_same_for_the_same_seed_and_any_memory(monkeypatch):
 
 def test_squares_are_hidden_where_it_is_said():
     films = random_films(500, 8) * 0.9 + 0.1
-    hidden, changed = faithfulness.hide_square(films, 3, 0.0)
+    hidden, changed = faithfulness.hide_square(films, 3)
     assert (hidden.sum((2, 3)) == 9).all()
     assert torch.equal(changed == 0.0, hidden == 1) and torch.equal(changed[hidden == 0], films[hidden == 0])
     assert (hidden.sum(0) > 0).all()  # every pixel is hidden at some time, the corners too

@@ -7,7 +7,13 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from pneumonia.report.evidence_figures import curves_with_bands, metric_drift, reliability, score_histograms
+from pneumonia.report.evidence_figures import (
+    curves_with_bands,
+    metric_drift,
+    overlaid_roc,
+    reliability,
+    score_histograms,
+)
 from pneumonia.report.figures import BLUE, GREY, VERMILION
 from pneumonia.report.pages import best_epoch
 
@@ -71,3 +77,15 @@ def test_the_kept_epoch_is_the_first_that_reached_the_objective_or_the_last_wher
     assert best_epoch(page) == 1
     assert best_epoch(page | {"keep": "last"}) == 3
     assert best_epoch(page | {"objective": None}) is None
+
+
+def test_each_run_has_its_own_curve_and_the_best_stands_first() -> None:
+    curves = {f"run {k}": ([0.0, 0.1 * k, 1.0], [0.0, 1 - 0.1 * k, 1.0]) for k in range(9)}
+    figure = overlaid_roc(curves, "test")
+    *drawn, chance = figure.axes[0].lines
+    assert [str(line.get_label()) for line in drawn] == list(curves)
+    assert [(list(line.get_xdata()), list(line.get_ydata())) for line in drawn] == list(curves.values())  # type: ignore[arg-type]
+    assert len({(str(line.get_color()), line.get_linestyle()) for line in drawn}) == 9
+    assert list(chance.get_xdata()) == list(chance.get_ydata()) == [0, 1]  # type: ignore[arg-type]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(curves)
+    assert figure.axes[0].get_xlabel() == "1 - specificity" and figure.axes[0].get_ylabel() == "sensitivity"
