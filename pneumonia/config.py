@@ -211,12 +211,20 @@ def setting_names(config: DictConfig, prefix: str = "") -> Iterator[str]:
             yield from setting_names(child, f"{name}.")
 
 
+@functools.cache
+def chosen_settings(name: str, chosen: tuple[str, ...]) -> DictConfig:
+    """The settings of these choices with no value set, the same for every job of a sweep; not to be written to."""
+    return compose(name, chosen)
+
+
 def check_open_sets(name: str, overrides: Sequence[str], config: DictConfig) -> None:
     """Values typed for an open set (model, optimizer, ...) must have the type that its YAML shows; all together compose
     to `config`. The other sections check themselves. Raises UserError."""
     last = {override.partition("=")[0]: override for override in overrides}  # of a key typed twice
     opened = [override for override in last.values() if override.partition(".")[0] in OPEN]
-    base = compose(name, [o for o in overrides if o.partition("=")[0] in groups(name)]) if opened else config
+    base = (
+        chosen_settings(name, tuple(o for o in overrides if o.partition("=")[0] in groups(name))) if opened else config
+    )
     for override in opened:
         key, _, _ = override.partition("=")
         default, given = OmegaConf.select(base, key), OmegaConf.select(config, key)
