@@ -1,8 +1,11 @@
-"""One finished run, for all tests that look at what a run leaves."""
+"""One finished run, for all tests that look at what a run leaves; of other runs the pictures are not drawn."""
 
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 
 SMALL = ("trainer=cpu", "data.image_size=32", "data.batch_size=16", "augment=light")
 
@@ -23,3 +26,15 @@ def run(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr("sys.argv", ["pneumonia.train", *arguments])
         main()
     return folder
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made but saved as one white pixel: drawing is half of a command's time. `pictures` marks the tests
+    that look at one; what is drawn is tested under tests/report."""
+
+    def one_pixel(self: Figure, target: Path | IO[bytes], **_: Any) -> None:
+        Image.new("L", (1, 1), 255).save(target, "png")
+
+    if not request.node.get_closest_marker("pictures"):
+        monkeypatch.setattr(Figure, "savefig", one_pixel)

@@ -80,15 +80,16 @@ def interrupted(
     monkeypatch: pytest.MonkeyPatch,
     folder: str = "outputs/run",
     settings: Sequence[str] = SETTINGS,
+    epochs: int = 2,
 ) -> Path:
-    """A run that Ctrl-C ended in its third epoch."""
+    """A run that Ctrl-C ended when `epochs` were done."""
     from pneumonia.training.callbacks import History
 
     real = History.on_train_epoch_start
 
     def stop(self: History, trainer, pl_module) -> None:
         real(self, trainer, pl_module)
-        if trainer.current_epoch == 2:
+        if trainer.current_epoch == epochs:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

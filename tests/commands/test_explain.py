@@ -132,6 +132,7 @@ def test_mistakes_come_with_the_most_confident_first_and_pick_goes_by_distance(
     assert {file.stem for file in folder.glob("*.png")} == {"most_confident_mistakes", "tp", "fp"}
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_explains_any_image_with_a_checkpoint_alone(
     command: Command, run: Path, phantoms: Path, tmp_path: Path, name: str

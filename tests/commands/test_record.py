@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from resume_cases import assert_same_end, kill_after, start
+from resume_cases import assert_same_end, interrupted, start
 from scipy.special import expit
 from scipy.special import logit as log_odds
 
@@ -43,10 +43,11 @@ def test_its_last_weights_are_kept_and_give_its_table_again(
     assert after and all(float(after[k]["logit"]) == pytest.approx(float(before[k]["logit"]), abs=1e-4) for k in after)
 
 
-def test_one_that_was_killed_and_went_on_ends_as_it(record: Path, phantoms: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    kill_after(start(phantoms, folder, epochs=12, settings=RECORD), folder, 0.6, record)
-    assert start(phantoms, folder, resume=True).wait(120) == 0
+def test_one_that_was_interrupted_and_went_on_ends_as_it(
+    command: Command, record: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = interrupted(command, phantoms, monkeypatch, settings=(*RECORD, "epochs=12"), epochs=7)
+    command("train", f"resume={folder}")
     assert_same_end(record, folder)
 
 

@@ -22,9 +22,8 @@ def unbroken(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "share", [pytest.param(0.35, marks=pytest.mark.slow), 0.6, pytest.param(0.85, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.35, 0.6, 0.85])
 def test_a_run_killed_at_some_instant_ends_as_one_that_was_not(
     unbroken: Path, phantoms: Path, tmp_path: Path, share: float
 ) -> None:
@@ -34,13 +33,16 @@ def test_a_run_killed_at_some_instant_ends_as_one_that_was_not(
     assert_same_end(unbroken, folder)
 
 
-def test_the_curves_go_on_without_gap_or_repeat(unbroken: Path, phantoms: Path, tmp_path: Path) -> None:
+def test_a_run_killed_in_its_third_epoch_ends_as_one_that_was_not_and_its_curves_have_no_gap(
+    unbroken: Path, phantoms: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     process = start(phantoms, folder)
     pause_in_epoch(folder, 2)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert start(phantoms, folder, resume=True).wait(120) == 0
+    assert_same_end(unbroken, folder)
     for tag in ("val/loss", "train/loss", "learning_rate"):
         curves = []
         for run in (unbroken, folder):

@@ -40,6 +40,7 @@ def test_a_patient_with_many_films_is_as_likely_as_one_with_few() -> None:
     assert one_a_patient(films, 200, 0) != one_a_patient(films, 200, 1) and len(one_a_patient(films, 200, 0)) == 100
 
 
+@pytest.mark.pictures
 def test_every_method_is_in_the_table_the_picture_and_the_numbers(command: Command, finished: Path) -> None:
     typed = (f"run={finished}", "threshold=0", "count=3", "attributions.lime.num_samples=40", *QUICK)
     command("scoreboard", *typed, "attributions.integrated_gradients.n_steps=5", "attributions.smoothgrad.n_samples=5")
