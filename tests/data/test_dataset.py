@@ -65,9 +65,23 @@ def test_each_epoch_draws_anew_and_an_epoch_again_draws_the_same(phantoms: Path)
     assert not torch.equal(first["image"][order[0]], second["image"][order[1]])
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_film_that_is_drawn_again_is_augmented_anew(phantoms: Path, world: int) -> None:
+    films = datamodule(phantoms).datasets["train"]
+    weight = np.ones(len(films))
+    weight[3] = len(films)  # half of all draws
+    keys = [key for rank in range(world) for key in EpochSampler(len(films), 0, True, weight, rank, world)]
+    draws = [key for key in keys if key[1] == 3]
+    assert sorted(again for _, _, again in draws) == list(range(len(draws))) and len(draws) > 5
+    pixels = films.__getitems__(sorted(draws))["image"]
+    assert len({film.numpy().tobytes() for film in pixels}) == len(draws)
+    once = films.augmentation(films.read(3), films.seed, 0, 3)
+    assert np.array_equal(pixels[0, 0].numpy(), once)
+
+
 def test_only_films_travel_through_shared_memory(phantoms: Path) -> None:
     films = datamodule(phantoms)
-    batch = films.datasets["train"].__getitems__([(0, 3), (0, 1)])
+    batch = films.datasets["train"].__getitems__([(0, 3, 0), (0, 1, 0)])
     sent = labels_as_arrays(batch)
     assert {name for name, values in sent.items() if isinstance(values, torch.Tensor)} == {"image"}
     assert all(np.array_equal(sent[name], batch[name]) for name in batch)
@@ -135,16 +149,16 @@ def test_a_step_outside_the_allowed_names_is_refused() -> None:
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_films_without_padding(size: int, world: int) -> None:
     ordered = [list(EpochSampler(size, 0, False, rank=rank, world=world)) for rank in range(world)]
-    assert sorted(index for part in ordered for _, index in part) == list(range(size))
+    assert sorted(index for part in ordered for _, index, _ in part) == list(range(size))
     shuffled = [list(EpochSampler(size, 0, True, rank=rank, world=world)) for rank in range(world)]
     assert len({len(part) for part in shuffled}) == 1
-    drawn = [index for part in shuffled for _, index in part]
+    drawn = [index for part in shuffled for _, index, _ in part]
     assert len(set(drawn)) == len(drawn) == size // world * world
 
 
 def test_the_weighted_sampler_draws_both_classes_alike() -> None:
     label = np.array([0] * 100 + [1] * 900, np.float32)
-    drawn = np.array([index for _, index in EpochSampler(1000, 0, True, balanced(label))])
+    drawn = np.array([index for _, index, _ in EpochSampler(1000, 0, True, balanced(label))])
     assert 0.44 < label[drawn].mean() < 0.56
 
 
