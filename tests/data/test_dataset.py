@@ -1,5 +1,7 @@
-"""The order and the augmentation of films come from (seed, epoch, index) and from nothing else."""
+"""The order and the augmentation of films come from (seed, epoch, index), for a film that is drawn again from its
+number too, and from nothing else."""
 
+import random
 from functools import partial
 from pathlib import Path
 
@@ -45,13 +47,15 @@ def test_a_batch_is_grey_bytes_with_targets_and_numbers(phantoms: Path) -> None:
     assert batch["target"].tolist() == [r.label for r in films.records["val"][:8]]
 
 
-@pytest.mark.parametrize("augment", ["none", "keras", "strong"])
+@pytest.mark.parametrize(
+    ("augment", "balance"), [("none", "none"), ("keras", "none"), ("strong", "none"), ("strong", "weighted_sampler")]
+)
 def test_neither_the_cache_nor_the_number_of_loader_processes_changes_a_tensor(
-    phantoms: Path, tmp_path: Path, augment: str
+    phantoms: Path, tmp_path: Path, augment: str, balance: str
 ) -> None:
-    direct = epoch(datamodule(phantoms, augment), 1)
+    direct = epoch(datamodule(phantoms, augment, balance=balance), 1)
     for workers in (0, 1, 4):
-        cached = epoch(datamodule(phantoms, augment, workers, cache=tmp_path), 1)
+        cached = epoch(datamodule(phantoms, augment, workers, balance, tmp_path), 1)
         for name in direct:
             assert torch.equal(direct[name], cached[name]), (name, workers)
 
@@ -77,6 +81,15 @@ def test_a_film_that_is_drawn_again_is_augmented_anew(phantoms: Path, world: int
     assert len({film.numpy().tobytes() for film in pixels}) == len(draws)
     once = films.augmentation(films.read(3), films.seed, 0, 3)
     assert np.array_equal(pixels[0, 0].numpy(), once)
+
+
+def test_what_is_not_drawn_again_is_augmented_from_seed_epoch_and_index_alone() -> None:
+    augmentation = Augmentation(steps("strong"))
+    augmentation.reseed(3, 1, 5, 0)
+    place = 1 << 32 | 5
+    told = np.random.Generator(np.random.Philox(key=np.array([3, place], np.uint64)))
+    assert np.array_equal(np.random.Generator(augmentation.bits).random(4), told.random(4))
+    assert augmentation.python.random() == random.Random(3 << 64 | place).random()
 
 
 def test_only_films_travel_through_shared_memory(phantoms: Path) -> None:
