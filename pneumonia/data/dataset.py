@@ -1,9 +1,11 @@
 """Films and the order in which they are drawn.
 
-The sampler hands out (epoch, index), so a loader process that lives through many epochs always knows which augmentation
-a film gets. A batch is made whole: {"image": uint8 [N, 1, S, S], "target": float32 [N], "index": int64 [N]}.
+The sampler hands out (epoch, index, again), so a loader process that lives through many epochs always knows which
+augmentation a film gets; `again` is how often the epoch drew the film before. A batch is made whole: {"image": uint8
+[N, 1, S, S], "target": float32 [N], "index": int64 [N]}.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import cv2
@@ -16,7 +18,7 @@ from pneumonia.data.cache import FilmCache, FilmFiles
 from pneumonia.data.transforms import Augmentation
 
 Batch = dict[str, Tensor]
-Key = tuple[int, int]
+Key = tuple[int, int, int]
 
 
 class FilmDataset(Dataset[Batch]):
@@ -39,13 +41,13 @@ class FilmDataset(Dataset[Batch]):
         return self.films.read(self.rows[index])
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
-        """The batch of these (epoch, index) keys."""
+        """The batch of these (epoch, index, again) keys."""
         cv2.setNumThreads(0)  # the loader's processes are the parallel part
         size = self.films.size
         image = np.empty((len(keys), size, size), np.uint8)
-        for place, (epoch, number) in enumerate(keys):
-            image[place] = self.augmentation(self.read(number), self.seed, epoch, number)
-        index = np.array([number for _, number in keys])
+        for place, (epoch, number, again) in enumerate(keys):
+            image[place] = self.augmentation(self.read(number), self.seed, epoch, number, again)
+        index = np.array([number for _, number, _ in keys])
         return {
             "image": torch.from_numpy(image).unsqueeze(1),
             "target": torch.from_numpy(self.label[index]),
@@ -54,7 +56,8 @@ class FilmDataset(Dataset[Batch]):
 
 
 class EpochSampler(Sampler[Key]):
-    """(epoch, index) of `size` films: in order, shuffled from (seed, epoch), or drawn with replacement by `weight`.
+    """(epoch, index, again) of `size` films: in order, shuffled from (seed, epoch), or drawn by `weight`, with
+    replacement.
 
     Of several processes each takes every `world`-th film from `rank` on. When shuffled, the last films are dropped so
     that all have equally many; in order, nothing is dropped or repeated.
@@ -79,8 +82,10 @@ class EpochSampler(Sampler[Key]):
         return self.size // self.world if self.shuffle else len(range(self.rank, self.size, self.world))
 
     def __iter__(self) -> Iterator[Key]:
-        order = self.order()[self.rank :: self.world][: len(self)]
-        return ((self.epoch, index) for index in order.tolist())
+        order = self.order()
+        keys = zip(order.tolist(), drawn_before(order).tolist(), strict=True)
+        mine = itertools.islice(keys, self.rank, self.rank + len(self) * self.world, self.world)
+        return ((self.epoch, index, again) for index, again in mine)
 
     def order(self) -> np.ndarray:
         """Indices [size] of this epoch, before they are shared out."""
@@ -90,3 +95,12 @@ class EpochSampler(Sampler[Key]):
         if self.weight is None:
             return generator.permutation(self.size)
         return generator.choice(self.size, self.size, p=self.weight / self.weight.sum())
+
+
+def drawn_before(order: np.ndarray) -> np.ndarray:
+    """How often each index [N] stands earlier in `order`, int64 [N]."""
+    by_index = np.argsort(order, kind="stable")
+    _, first, count = np.unique(order[by_index], return_index=True, return_counts=True)
+    before = np.empty_like(order)
+    before[by_index] = np.arange(len(order)) - np.repeat(first, count)
+    return before

@@ -1,8 +1,9 @@
 """Random augmentation by albumentations, the one place that knows that library.
 
-Every film's augmentation is drawn from (seed, epoch, index) alone: the number of loader processes, the order of films
-and a resumed run change nothing. The operations are called one after another without albumentations.Compose, which
-would seed each of them alike, so that the flip would foretell the rotation, and costs as much as a rotation.
+Every film's augmentation is drawn from (seed, epoch, index) alone, and from how often the epoch drew it before: the
+number of loader processes, the order of films and a resumed run change nothing. The operations are called one after
+another without albumentations.Compose, which would seed each of them alike, so that the flip would foretell the
+rotation, and costs as much as a rotation.
 """
 
 import os
@@ -36,22 +37,23 @@ class Augmentation:
         if self(np.zeros((64, 64), np.uint8), 0, 0, 0).shape != (64, 64):
             raise UserError("augment.steps: a step changes the size of the films; data.image_size= sets that.")
 
-    def __call__(self, film: np.ndarray, seed: int, epoch: int, index: int) -> np.ndarray:
+    def __call__(self, film: np.ndarray, seed: int, epoch: int, index: int, again: int = 0) -> np.ndarray:
+        """`again`: how often this epoch drew the film before."""
         if not self.steps:
             return film
-        self.reseed(seed, epoch, index)
+        self.reseed(seed, epoch, index, again)
         for apply in self.calls:
             film = apply(film)
         return film
 
-    def reseed(self, seed: int, epoch: int, index: int) -> None:
-        """Start both random streams anew; Philox takes the numbers as its key (Salmon et al. 2011)."""
+    def reseed(self, seed: int, epoch: int, index: int, again: int) -> None:
+        """Start both random streams anew; Philox takes the numbers as key and start (Salmon et al. 2011)."""
         place = epoch << 32 | index
         state: Any = dict(self.bits.state)
-        state["state"] = {"counter": np.zeros(4, np.uint64), "key": np.array([seed, place], np.uint64)}
+        state["state"] = {"counter": np.array([0, 0, 0, again], np.uint64), "key": np.array([seed, place], np.uint64)}
         state |= {"buffer_pos": 4, "has_uint32": 0, "uinteger": 0}
         self.bits.state = state
-        self.python.seed(seed << 64 | place)
+        self.python.seed(again << 128 | seed << 64 | place)
 
 
 def call(step: Any, film: np.ndarray) -> np.ndarray:

@@ -43,7 +43,7 @@ def normal_beside_pneumonia(films: Films, datamodule: FilmDataModule) -> Any:
 def augmented_sheet(films: Films, datamodule: FilmDataModule) -> Any:
     """Twelve training films as the first epoch sees them."""
     index = np.linspace(0, len(films.of("train")) - 1, 12).astype(int).tolist()
-    batch = datamodule.datasets["train"].__getitems__([(0, i) for i in index])
+    batch = datamodule.datasets["train"].__getitems__([(0, i, 0) for i in index])
     names = [Path(films.of("train")[i].path).name for i in index]
     return figures.film_sheet(batch["image"][:, 0].numpy(), names, "Augmented training films", films.credit)
 

@@ -1,5 +1,7 @@
-"""The order and the augmentation of films come from (seed, epoch, index) and from nothing else."""
+"""The order and the augmentation of films come from (seed, epoch, index), for a film that is drawn again from its
+number too, and from nothing else."""
 
+import random
 from functools import partial
 from pathlib import Path
 
@@ -47,13 +49,15 @@ def test_a_batch_is_grey_bytes_with_targets_and_numbers(phantoms: Path) -> None:
     assert batch["target"].tolist() == [r.label for r in films.records["val"][:8]]
 
 
-@pytest.mark.parametrize("augment", ["none", "keras", "strong"])
+@pytest.mark.parametrize(
+    ("augment", "balance"), [("none", "none"), ("keras", "none"), ("strong", "none"), ("strong", "weighted_sampler")]
+)
 def test_neither_the_cache_nor_the_number_of_loader_processes_changes_a_tensor(
-    phantoms: Path, tmp_path: Path, augment: str
+    phantoms: Path, tmp_path: Path, augment: str, balance: str
 ) -> None:
-    direct = epoch(datamodule(phantoms, augment), 1)
+    direct = epoch(datamodule(phantoms, augment, balance=balance), 1)
     for workers in (0, 1, 4):
-        cached = epoch(datamodule(phantoms, augment, workers, cache=tmp_path), 1)
+        cached = epoch(datamodule(phantoms, augment, workers, balance, tmp_path), 1)
         for name in direct:
             assert torch.equal(direct[name], cached[name]), (name, workers)
 
@@ -67,9 +71,32 @@ def test_each_epoch_draws_anew_and_an_epoch_again_draws_the_same(phantoms: Path)
     assert not torch.equal(first["image"][order[0]], second["image"][order[1]])
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_film_that_is_drawn_again_is_augmented_anew(phantoms: Path, world: int) -> None:
+    films = datamodule(phantoms).datasets["train"]
+    weight = np.ones(len(films))
+    weight[3] = len(films)  # half of all draws
+    keys = [key for rank in range(world) for key in EpochSampler(len(films), 0, True, weight, rank, world)]
+    draws = [key for key in keys if key[1] == 3]
+    assert sorted(again for _, _, again in draws) == list(range(len(draws))) and len(draws) > 5
+    pixels = films.__getitems__(sorted(draws))["image"]
+    assert len({film.numpy().tobytes() for film in pixels}) == len(draws)
+    once = films.augmentation(films.read(3), films.seed, 0, 3)
+    assert np.array_equal(pixels[0, 0].numpy(), once)
+
+
+def test_what_is_not_drawn_again_is_augmented_from_seed_epoch_and_index_alone() -> None:
+    augmentation = Augmentation(steps("strong"))
+    augmentation.reseed(3, 1, 5, 0)
+    place = 1 << 32 | 5
+    told = np.random.Generator(np.random.Philox(key=np.array([3, place], np.uint64)))
+    assert np.array_equal(np.random.Generator(augmentation.bits).random(4), told.random(4))
+    assert augmentation.python.random() == random.Random(3 << 64 | place).random()
+
+
 def test_only_films_travel_through_shared_memory(phantoms: Path) -> None:
     films = datamodule(phantoms)
-    batch = films.datasets["train"].__getitems__([(0, 3), (0, 1)])
+    batch = films.datasets["train"].__getitems__([(0, 3, 0), (0, 1, 0)])
     sent = labels_as_arrays(batch)
     assert {name for name, values in sent.items() if isinstance(values, torch.Tensor)} == {"image"}
     assert all(np.array_equal(sent[name], batch[name]) for name in batch)
@@ -158,16 +185,16 @@ def test_a_step_outside_the_allowed_names_is_refused() -> None:
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_films_without_padding(size: int, world: int) -> None:
     ordered = [list(EpochSampler(size, 0, False, rank=rank, world=world)) for rank in range(world)]
-    assert sorted(index for part in ordered for _, index in part) == list(range(size))
+    assert sorted(index for part in ordered for _, index, _ in part) == list(range(size))
     shuffled = [list(EpochSampler(size, 0, True, rank=rank, world=world)) for rank in range(world)]
     assert len({len(part) for part in shuffled}) == 1
-    drawn = [index for part in shuffled for _, index in part]
+    drawn = [index for part in shuffled for _, index, _ in part]
     assert len(set(drawn)) == len(drawn) == size // world * world
 
 
 def test_the_weighted_sampler_draws_both_classes_alike() -> None:
     label = np.array([0] * 100 + [1] * 900, np.float32)
-    drawn = np.array([index for _, index in EpochSampler(1000, 0, True, balanced(label))])
+    drawn = np.array([index for _, index, _ in EpochSampler(1000, 0, True, balanced(label))])
     assert 0.44 < label[drawn].mean() < 0.56
 
 
