@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -166,7 +167,9 @@ def test_a_signal_to_the_parent_of_spawned_processes_ends_them_all(
 ) -> None:
     typed = [*GLOO, "trainer.devices=2", "epochs=300", f"data.root={phantoms}", f"hydra.run.dir={tmp_path / 'run'}"]
     with (tmp_path / "log").open("w") as log:
-        parent = subprocess.Popen([sys.executable, "-m", "pneumonia.train", *typed], stdout=log, stderr=log)
+        words = [sys.executable, "-m", "pneumonia.train", *typed]
+        heard = partial(signal.signal, number, signal.SIG_DFL)  # a suite that a shell's & started ignores SIGINT
+        parent = subprocess.Popen(words, stdout=log, stderr=log, preexec_fn=heard)
         end = time.monotonic() + 120
         while not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists() and time.monotonic() < end:
             time.sleep(0.05)
