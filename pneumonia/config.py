@@ -222,9 +222,8 @@ def check_open_sets(name: str, overrides: Sequence[str], config: DictConfig) -> 
     to `config`. The other sections check themselves. Raises UserError."""
     last = {override.partition("=")[0]: override for override in overrides}  # of a key typed twice
     opened = [override for override in last.values() if override.partition(".")[0] in OPEN]
-    base = (
-        chosen_settings(name, tuple(o for o in overrides if o.partition("=")[0] in groups(name))) if opened else config
-    )
+    chosen = tuple(o for o in overrides if o.partition("=")[0] in groups(name))
+    base = chosen_settings(name, chosen) if opened else config
     for override in opened:
         key, _, _ = override.partition("=")
         default, given = OmegaConf.select(base, key), OmegaConf.select(config, key)

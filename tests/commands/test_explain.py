@@ -87,6 +87,7 @@ def test_the_threshold_that_evaluate_locked_decides_the_outcomes(command: Comman
     assert all(outcome(rows[path], threshold) == name for name, sheet in told.items() for path in sheet["films"])
 
 
+@pytest.mark.pictures
 def test_the_same_call_gives_the_same_bytes_and_another_seed_other_films(command: Command, finished: Path) -> None:
     typed = (f"run={finished}", "attribution=lime", "attribution.num_samples=40", "select=tp", "count=2", "threshold=0")
     folder = finished / "explanations" / "lime"

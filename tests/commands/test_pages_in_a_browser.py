@@ -77,6 +77,7 @@ def sound(screens: dict[str, dict[str, Any]], console: list[str]) -> None:
         assert page["drawn"] and page["images"]
 
 
+@pytest.mark.pictures
 def test_the_report_on_a_desk_and_on_a_phone(command: Command, tmp_path: Path) -> None:
     evil = rows_of()[-1] | {"path": EVIL, "label": 0, "logit": 9, "probability": 0.9999}
     run = make_run(tmp_path / "run", [*rows_of(), evil])
@@ -91,6 +92,7 @@ def test_the_report_on_a_desk_and_on_a_phone(command: Command, tmp_path: Path) -
         assert page["facts"] <= WIDTHS[name], "the facts are cut"
 
 
+@pytest.mark.pictures
 def test_the_comparison_on_a_desk_and_on_a_phone(command: Command, tmp_path: Path) -> None:
     evil = "<img src=x onerror=alert(1)>"
     for k, name in enumerate(("plain", evil, "baseline_2026-11-25_10-07-38")):
