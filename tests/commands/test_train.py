@@ -150,6 +150,7 @@ def test_a_hospitals_own_list_trains_with_a_warning_for_films_without_patient(
     assert "10.17632/rscbjbr9sj" in (tmp_path / "listed/model_card.md").read_text()  # phantoms are named as theirs are
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize(
     "typed",
     [
