@@ -6,6 +6,7 @@ augmentation a film gets; `again` is how often the epoch drew the film before. A
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import cv2
@@ -82,8 +83,7 @@ class EpochSampler(Sampler[Key]):
         return self.size // self.world if self.shuffle else len(range(self.rank, self.size, self.world))
 
     def __iter__(self) -> Iterator[Key]:
-        order = self.order()
-        keys = zip(order.tolist(), drawn_before(order).tolist(), strict=True)
+        keys = counted(self.order().tolist())
         mine = itertools.islice(keys, self.rank, self.rank + len(self) * self.world, self.world)
         return ((self.epoch, index, again) for index, again in mine)
 
@@ -97,10 +97,9 @@ class EpochSampler(Sampler[Key]):
         return generator.choice(self.size, self.size, p=self.weight / self.weight.sum())
 
 
-def drawn_before(order: np.ndarray) -> np.ndarray:
-    """How often each index [N] stands earlier in `order`, int64 [N]."""
-    by_index = np.argsort(order, kind="stable")
-    _, first, count = np.unique(order[by_index], return_index=True, return_counts=True)
-    before = np.empty_like(order)
-    before[by_index] = np.arange(len(order)) - np.repeat(first, count)
-    return before
+def counted(order: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Each index with how often it stands earlier in `order`."""
+    drawn: Counter[int] = Counter()
+    for index in order:
+        yield index, drawn[index]
+        drawn[index] += 1
