@@ -33,5 +33,7 @@ def build(section: str, spec: Mapping[str, Any], **arguments: Any) -> Any:
             return get_object(target)(**given, **arguments)
     except (TypeError, ValueError, UserWarning) as error:
         raise UserError(f"{section}: {error}") from error
+    except IndexError as error:  # torch of betas=[0.9], and says no more than that
+        raise UserError(f"{section}: {target} wants a longer list than it got in {given} ({error})") from error
     except ImportError as error:
         raise UserError(f"{section}._target_={target}: {error}") from error

@@ -321,7 +321,7 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         if (self.run is None) == (self.checkpoint is None):
-            raise UserError("Expected one of run=<folder of a finished run> and checkpoint=<file.ckpt>.")
+            raise UserError("Expected one of run=<folder of a finished run> and checkpoint=<file, or reference>.")
         if self.images is None:
             raise UserError("images is not set: type images=<film.jpeg>, images=<folder> or images=<list.csv>.")
         in_range("batch_size", self.batch_size, 1, 4096)

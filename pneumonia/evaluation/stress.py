@@ -1,12 +1,14 @@
 """What is left of a model on another hospital's machine: its figures on films under fixed corruptions.
 
 Layout    images uint8 [N, H, W], 0 black .. 255 white; predict maps uint8 [n, H, W] -> probability [n] of class 1.
-Source    Hendrycks & Dietterich 2019, arXiv:1903.12261: corruptions that were no part of training, at fixed
-          severities, summed up by the mean over all. Of their kinds those that a radiograph meets are here: exposure
-          (gamma), display window (contrast), focus (blur), detector noise, JPEG, resolution (down-sampling); fog, snow
-          and motion are not. What a department does differently comes beside: collimation and distance (zoom, aspect:
-          a squashed square shows the shape of the film), position (rotation), and the margins, which show the cassette
-          or the page rather than the child.
+Source    Hendrycks & Dietterich 2019, arXiv:1903.12261: corruptions at fixed severities, summed up by the mean over
+          all. Of their kinds those that a radiograph meets are here: exposure (gamma), display window (contrast),
+          focus (blur), detector noise, JPEG, resolution (down-sampling); fog, snow and motion are not.
+          What a department does differently comes beside: collimation and distance (zoom, aspect: a squashed square
+          shows the shape of the film), position (rotation), and the margins, which show the cassette or the page
+          rather than the child.
+Training  theirs are no part of it; here that is for the recipe to say: augment=wide and tone draw zoom, aspect,
+          rotation, down-sampling, lighter films and the milder blur and noise as strong as here.
 Severity  two of every kind, so that each weighs the same in the mean: one that a reader would hardly mind, one that he
           would. Lengths are shares of the height, greys of 255. They meet the pixels that the net gets, so noise
           and the blocks of JPEG are coarser on a smaller image: compare runs of one size.

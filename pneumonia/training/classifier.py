@@ -67,7 +67,7 @@ class Classifier(L.LightningModule):
         self.crop_average = crop_average
         self.blurred_views = blurred_views
         self.alignment = Alignment() if aligned_view else None
-        self.build_optimizer()  # settings that don't fit are told before the films are touched
+        self.build_optimizer()  # settings that don't fit are told before the first step
         self.build_factor(1, 1)
         self.register_buffer("positive_weight", torch.tensor(positive_weight), persistent=False)
         # validate_args=False: the checks wait for the device at every step

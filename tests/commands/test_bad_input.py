@@ -107,6 +107,7 @@ def test_a_bad_value_anywhere_in_a_sweep_is_told_before_the_first_job(
         ("model.dropout=2", "dropout=2"),
         ("data.image_size=8", "too small"),
         ("optimizer.lr=-1", "learning rate"),
+        ("optimizer.betas=[0.9]", "wants a longer list than it got in"),
         ("schedule.warmup=2", "warmup=2"),
         ("model.dense=[0]", "dense layers of [0] units"),
         ("unfreeze_epoch=1", "only model=vgg16 has frozen blocks"),

@@ -105,7 +105,8 @@ def test_it_can_be_explained(command: Command, phantoms: Path, tmp_path: Path) -
 
 
 def test_the_command_on_its_card_composes_its_recipe() -> None:
-    """A change of experiment=record or of what it composes would leave a card that tells of another net."""
+    """A change of experiment=record or of what it composes would leave a card that tells of another net. What the
+    file itself does not tell stands here; who changes it makes another net of it."""
     from omegaconf import OmegaConf
 
     card = (REFERENCE.parent / "model_card.md").read_text()
@@ -118,3 +119,12 @@ def test_the_command_on_its_card_composes_its_recipe() -> None:
     told |= told.pop("mixing")
     own = {name: value for name, value in told.items() if name not in ("channels_last", "positive_weight")}
     assert {name: config[name] for name in own} == own
+    trained = {name: config[name] for name in ("epochs", "balance", "keep", "gradient_clip", "unfreeze_epoch", "seed")}
+    assert trained == {
+        "epochs": 100, "balance": "counterexamples", "keep": "last", "gradient_clip": None, "unfreeze_epoch": None,
+        "seed": 0,
+    }  # fmt: skip
+    films = {name: config["data"][name] for name in ("batch_size", "val_fraction", "patient_key", "held_out", "folds")}
+    assert films == {"batch_size": 64, "val_fraction": 0.2, "patient_key": "strict", "held_out": None, "folds": None}
+    augment = json.dumps(config["augment"], sort_keys=True).encode()
+    assert hashlib.sha256(augment).hexdigest()[:16] == "7c6e3c5d93d0d417"

@@ -52,6 +52,8 @@ def test_the_shortcut_of_a_block_that_halves_sees_every_pixel() -> None:
     [
         ({"widths": [8]}, "one number of blocks for each width"),
         ({"blocks": [0, 1]}, "whole numbers from 1"),
+        ({"blocks": [1, 1.5]}, r"blocks=\[1, 1.5\].*whole numbers from 1"),
+        ({"widths": [8, "a"]}, r"widths=\[8, 'a'\].*whole numbers from 1"),
         ({"dropout": 1.0}, "dropout=1"),
         ({"image_size": 3}, "image_size=3 is too small"),
     ],
