@@ -27,7 +27,8 @@ class ConvNet(nn.Module):
 def cnn(blocks: Sequence[Sequence[int]], dense: Sequence[int], dropout: float, image_size: int) -> ConvNet:
     """Build a network, as `blocks=[[32], [64]] dense=[256]` for C32 P C64 P D256 D1.
 
-    Raises ValueError when the image is too small for that many blocks, or dropout is not in [0, 1).
+    Raises ValueError when the image is too small for that many blocks, widths are no whole numbers from 1, or dropout
+    is not in [0, 1).
     """
     features, channels, side = convolutions(blocks, image_size)
     head = dense_head(channels * side * side, dense, dropout)
@@ -40,6 +41,8 @@ def convolutions(blocks: Sequence[Sequence[int]], side: int) -> tuple[nn.Sequent
     """(layers, channels, side) after `blocks` on a 3-channel image of `side` pixels."""
     layers: list[nn.Module] = []
     channels, size = 3, side
+    if not all(isinstance(block, Sequence) and all(type(w) is int and w > 0 for w in block) for block in blocks):
+        raise ValueError(f"blocks={list(blocks)}: expected lists of whole numbers from 1, as [[32], [64]]")
     for block in blocks:
         for width in block:
             layers += [nn.Conv2d(channels, width, 3), nn.ReLU()]
@@ -57,7 +60,7 @@ def dense_head(inputs: int, widths: Sequence[int], dropout: float) -> nn.Sequent
     """Flatten, then a dense layer with ReLU (and dropout, unless 0) per width, then one logit."""
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout={dropout}: expected a share of units in [0, 1)")
-    if any(width < 1 for width in widths):
+    if any(type(width) is not int or width < 1 for width in widths):
         raise ValueError(f"dense layers of {list(widths)} units: expected whole numbers from 1")
     layers: list[nn.Module] = [nn.Flatten()]
     for width in widths:

@@ -108,7 +108,14 @@ def test_no_relu_is_in_place_or_used_twice() -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"image_size": 8}, "too small"), ({"dropout": 1.5}, "dropout=1.5"), ({"widht": 3}, "widht")],
+    [
+        ({"image_size": 8}, "too small"),
+        ({"dropout": 1.5}, "dropout=1.5"),
+        ({"widht": 3}, "widht"),
+        ({"dense": ["a"]}, r"dense layers of \['a'\] units: expected whole numbers from 1"),
+        ({"blocks": [[32], [0]]}, r"blocks=\[\[32\], \[0\]\]: expected lists of whole numbers from 1"),
+        ({"blocks": [32]}, r"blocks=\[32\]: expected lists of whole numbers from 1"),
+    ],
 )
 def test_what_a_network_cannot_be_built_from_is_the_users_error(change: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
