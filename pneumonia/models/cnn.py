@@ -6,6 +6,7 @@ values.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ def convolutions(blocks: Sequence[Sequence[int]], side: int) -> tuple[nn.Sequent
     """(layers, channels, side) after `blocks` on a 3-channel image of `side` pixels."""
     layers: list[nn.Module] = []
     channels, size = 3, side
-    if not all(isinstance(block, Sequence) and all(type(w) is int and w > 0 for w in block) for block in blocks):
+    if not all(isinstance(block, Sequence) and are_counts(block) for block in blocks):
         raise ValueError(f"blocks={list(blocks)}: expected lists of whole numbers from 1, as [[32], [64]]")
     for block in blocks:
         for width in block:
@@ -56,11 +57,16 @@ def convolutions(blocks: Sequence[Sequence[int]], side: int) -> tuple[nn.Sequent
     return nn.Sequential(*layers), channels, size
 
 
+def are_counts(numbers: Sequence[Any]) -> bool:
+    """Whether all are whole numbers from 1, as a number of channels, units or blocks is."""
+    return all(type(number) is int and number >= 1 for number in numbers)
+
+
 def dense_head(inputs: int, widths: Sequence[int], dropout: float) -> nn.Sequential:
     """Flatten, then a dense layer with ReLU (and dropout, unless 0) per width, then one logit."""
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout={dropout}: expected a share of units in [0, 1)")
-    if any(type(width) is not int or width < 1 for width in widths):
+    if not are_counts(widths):
         raise ValueError(f"dense layers of {list(widths)} units: expected whole numbers from 1")
     layers: list[nn.Module] = [nn.Flatten()]
     for width in widths:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pneumonia.models.cnn import ConvNet
+from pneumonia.models.cnn import ConvNet, are_counts
 
 
 class Block(nn.Module):
@@ -59,7 +59,7 @@ def compact(stem: int, widths: Sequence[int], blocks: Sequence[int], dropout: fl
         raise ValueError(
             f"widths={list(widths)} and blocks={list(blocks)}: expected one number of blocks for each width"
         )
-    if any(type(number) is not int or number < 1 for number in (stem, *widths, *blocks)):
+    if not are_counts((stem, *widths, *blocks)):
         raise ValueError(f"stem={stem}, widths={list(widths)}, blocks={list(blocks)}: expected whole numbers from 1")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout={dropout}: expected a share of units in [0, 1)")
