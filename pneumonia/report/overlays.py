@@ -3,7 +3,8 @@
 Colours   for and against pneumonia: colour_blind orange and blue (the colours of the classes in every other figure),
           green_red green and red, as in the notebooks
 Scale     each film has its own, from its 99.5th percentile of |attribution| down to 0; the caption gives its value
-Ink       the deeper the colour, the stronger the attribution; none leaves the film grey
+Ink       the deeper the colour, the stronger the attribution; none leaves the film grey, and a film whose scale is less
+          than a hundredth of the sheet's largest pales by as much, for its map tells next to nothing
 """
 
 import math
@@ -40,6 +41,7 @@ TWO_SIDED = ("signed", "brighter")
 MAGNITUDE = "#E69F00"  # of maps without a sign: no claim for or against
 DEEPEST = 0.72  # opacity of the strongest attribution
 STRONGEST = 99.5  # percentile
+FAINT = 0.01  # of the sheet's largest scale; below it a map pales
 GAP = 0.04  # of the side, between a film and its overlay
 
 
@@ -71,13 +73,14 @@ def smoothed(attribution: Map, pixels: float) -> Map:
     return np.asarray(gaussian_filter(np.asarray(attribution, np.float64), pixels)) if pixels else attribution
 
 
-def blend(film: Film, attribution: Map, palette: str, sign: str) -> NDArray[np.uint8]:
-    """The film in grey under its attribution in colour, uint8 [S, S, 3]."""
+def blend(film: Film, attribution: Map, palette: str, sign: str, largest: float = 0.0) -> NDArray[np.uint8]:
+    """The film in grey under its attribution in colour, uint8 [S, S, 3]; `largest` is the largest scale beside it."""
     top = strongest(attribution)
     share = np.clip(attribution / top, -1, 1) if top > 0 else np.zeros_like(attribution)
     colours = np.array([to_rgb(colour) for colour in inks(palette, sign)])
     ink = np.where(share[..., None] >= 0, colours[0], colours[1])
-    opacity = DEEPEST * np.abs(share)[..., None] ** 0.8
+    deepest = DEEPEST * min(1.0, top / (FAINT * largest)) if largest else DEEPEST
+    opacity = deepest * np.abs(share)[..., None] ** 0.8
     grey = np.repeat(film[..., None] / 255.0, 3, axis=2)
     return np.rint(255 * (grey * (1 - opacity) + ink * opacity)).astype(np.uint8)
 
@@ -105,22 +108,22 @@ def contact_sheet(
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid[len(films) :]:
         axes.set_axis_off()
-    for axes, film in zip(grid, films, strict=False):
-        _pair(axes, film, palette, sign, smooth, unit)
+    maps = [smoothed(film.attribution, smooth) for film in films]
+    largest = max(map(strongest, maps), default=0.0)
+    for axes, film, attribution in zip(grid, films, maps, strict=False):
+        _pair(axes, film, attribution, blend(film.film, attribution, palette, sign, largest), sign, unit)
     _scale(figure, grid, palette, sign)
     _title(figure, title, size)
     _footnote(figure, note)
     return figure
 
 
-def _pair(axes: Axes, film: Explained, palette: str, sign: str, smooth: float, unit: str) -> None:
+def _pair(axes: Axes, film: Explained, attribution: Map, overlay: NDArray[np.uint8], sign: str, unit: str) -> None:
     """The film on the left, the overlay on the right, two lines of caption below."""
     side = film.film.shape[0]
     gap = max(1, round(GAP * side))
     plain = np.repeat(film.film[..., None], 3, axis=2)
     between = np.full((side, gap, 3), 255, np.uint8)
-    attribution = smoothed(film.attribution, smooth)
-    overlay = blend(film.film, attribution, palette, sign)
     axes.imshow(np.concatenate([plain, between, overlay], axis=1), interpolation="nearest")
     for region in film.regions:
         _outline(axes, region, side + gap, "#FFFFFF", 2.0)

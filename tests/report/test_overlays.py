@@ -58,6 +58,15 @@ def test_a_stronger_attribution_is_deeper_and_a_flat_one_leaves_the_film() -> No
     assert (blend(FILM, np.zeros((8, 8)), "colour_blind", "signed") == 128).all()
 
 
+def test_on_a_sheet_a_map_of_next_to_nothing_pales_and_a_weaker_one_does_not() -> None:
+    shown = [film(attribution=share * signed()) for share in (1, 0.02, 0.001, 1e-6)]
+    figure = contact_sheet(shown, "Saliency", "n = 4", "")
+    drawn = [np.asarray(axes.images[0].get_array())[:, -8:].astype(int) for axes in figure.axes if axes.images]
+    ink = [int(np.abs(overlay - 128).max()) for overlay in drawn]
+    assert ink[0] == ink[1] > 60 and ink[2] == pytest.approx(ink[0] / 10, abs=1) and ink[3] == 0
+    assert "scale \N{PLUS-MINUS SIGN}2.0e-06" in words(figure)
+
+
 def test_the_scale_is_not_set_by_a_single_pixel_but_by_few_superpixels() -> None:
     attribution = np.full((100, 100), 1.0)
     attribution[0, 0] = 1000
