@@ -21,7 +21,8 @@ from pneumonia.evaluation.metrics import METRICS
 from pneumonia.evaluation.weighted import WeightedMetrics
 
 WEIGHTS_PER_CHUNK = 2**20
-GRID = np.arange(101) / 100  # 7/100 here is exactly 7 of 100 films; a linspace is off by a rounding
+PERCENT = np.arange(101)
+GRID = PERCENT / 100  # 7/100 here is exactly 7 of 100 films; a linspace is off by a rounding
 
 
 @dataclass(frozen=True)
@@ -142,8 +143,10 @@ def curve_bands(
     order = np.argsort(-score, kind="stable")
     last_of_tie = np.flatnonzero(np.diff(score[order], append=-1.0))
     chunks = patient_weights(patients, resamples, seed, _rows(truth.size))
-    point = next(_curves(np.ones((1, truth.size)), truth[order], last_of_tie))
-    drawn = [curves for w in chunks for curves in _curves(np.take(w, unit[order], axis=1), truth[order], last_of_tie)]
+    tie = np.searchsorted(last_of_tie, np.arange(truth.size))
+    edges = np.append(-1, last_of_tie)[tie], last_of_tie[tie]
+    point = next(_curves(np.ones((1, truth.size)), truth[order], edges))
+    drawn = [curves for w in chunks for curves in _curves(np.take(w, unit[order], axis=1), truth[order], edges)]
     tail = [(1 - level) / 2, (1 + level) / 2]
     bands = [
         Band(GRID, point[k], *np.quantile(np.stack([curves[k] for curves in drawn]), tail, axis=0)) for k in (0, 1)
@@ -151,18 +154,23 @@ def curve_bands(
     return bands[0], bands[1]
 
 
-def _curves(weights: Floats, label: Ints, last_of_tie: Ints) -> Iterator[tuple[Floats, Floats]]:
-    """Per row of weights [B, N] (films by falling score) sensitivity and precision on GRID; no single-class rows."""
-    true_calls = np.cumsum(weights * label, axis=1)[:, last_of_tie]
-    calls = np.cumsum(weights, axis=1)[:, last_of_tie]
-    for hit, called in zip(true_calls, calls, strict=True):
-        positives, negatives = hit[-1], called[-1] - hit[-1]
+def _curves(weights: Floats, label: Ints, edges: tuple[Ints, Ints]) -> Iterator[tuple[Floats, Floats]]:
+    """Per row of weights [B, N] (films by falling score) sensitivity and precision on GRID; no single-class rows.
+
+    `edges`: of each film's tie the film before its first (-1: there is none), and its last.
+    """
+    before, last = edges
+    for hit, called in zip(np.cumsum(weights * label, axis=1), np.cumsum(weights, axis=1), strict=True):
+        false = called - hit
+        positives, negatives = hit[-1], false[-1]
         if positives == 0 or negatives == 0:
             continue
-        recall = hit / positives
-        false_rate = (called - hit) / negatives
-        sensitivity = np.interp(GRID, np.append(0.0, false_rate), np.append(0.0, recall))
-        reached = np.searchsorted(recall, np.maximum(GRID, np.finfo(np.float64).tiny))
+        above = np.searchsorted(false, np.floor(PERCENT[:-1] * negatives / 100), side="right")  # first film beyond GRID
+        left, right = before[above], last[above]
+        x, y = (np.where(left < 0, 0, count[left] / total) for count, total in ((false, negatives), (hit, positives)))
+        slope = (hit[right] / positives - y) / (false[right] / negatives - x)
+        sensitivity = np.append(slope * (GRID[:-1] - x) + y, 1.0)
+        reached = last[np.searchsorted(hit, np.maximum(np.ceil(PERCENT * positives / 100), 1))]
         yield sensitivity, hit[reached] / called[reached]
 
 
