@@ -11,7 +11,6 @@ Copies    exact: the same bytes. Near: a difference hash of 256 bits (dHash, Kra
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -43,7 +42,7 @@ def patients_across(records: Sequence[Record], key: str) -> dict[str, Any]:
     """Patients in more than one split under `key`: `recorded` is the records' own, the others read file names."""
     where: dict[str, set[str]] = defaultdict(set)
     for record in records:
-        parsed = None if key == "recorded" else parse_name(Path(record.path).stem, key)
+        parsed = None if key == "recorded" else parse_name(record.path, key)
         where[parsed[0] if parsed else record.patient].add(record.split)
     pairs = {f"{a}-{b}": sum({a, b} <= splits for splits in where.values()) for a, b in combinations(SPLITS, 2)}
     shared = sorted(patient for patient, splits in where.items() if len(splits) > 1)

@@ -46,9 +46,10 @@ class Record:
     sha256: str = ""
 
 
-def parse_name(stem: str, patient_key: str) -> tuple[str, str] | None:
-    """(patient, subtype) from a film's file name without suffix, or None when it follows no known pattern."""
-    match = next((m for m in (pattern.match(stem) for pattern in PATTERNS) if m), None)
+def parse_name(path: str, patient_key: str) -> tuple[str, str] | None:
+    """(patient, subtype) from a film's file name, or None when it follows no known pattern."""
+    name = os.path.basename(path)
+    match = next((m for m in (pattern.match(name) for pattern in PATTERNS) if m), None)
     if match is None:
         return None
     parts = match.groupdict()
@@ -59,7 +60,7 @@ def parse_name(stem: str, patient_key: str) -> tuple[str, str] | None:
 
 def name_record(path: str, label: int, split: str, patient_key: str) -> tuple[Record, bool]:
     """The record that a file name gives, and whether the name was understood; else the film is its own patient."""
-    parsed = parse_name(Path(path).stem, patient_key)
+    parsed = parse_name(path, patient_key)
     patient, subtype = parsed or (path, "")
     return Record(path, label, path if patient_key == "none" else patient, subtype, split), parsed is not None
 

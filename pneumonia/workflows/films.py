@@ -88,7 +88,7 @@ def films_of(data: DataConfig, seed: int) -> Films:
     notes += leaks(split)
     understood = not unknown
     if data.manifest:  # its own patient column may stand in for names that tell none
-        understood = all(parse_name(Path(record.path).stem, "strict") for record in split)
+        understood = all(parse_name(record.path, "strict") for record in split)
     return Films(root, split, pixels, bad, notes, credit(data, understood))
 
 

@@ -176,7 +176,7 @@ def from_images(config: ExplainConfig) -> Request:
     scale = scale_of(checkpoint) or Scale()
     threshold = scale.threshold if config.threshold is None else config.threshold
     files = image_files(Path(config.images or "").expanduser())
-    understood = [parse_name(file.stem, "strict") for file in files]
+    understood = [parse_name(file.name, "strict") for file in files]
     films = [
         Film(str(file), "", (parsed or ("", ""))[1], None, None)
         for file, parsed in zip(files[: config.count], understood, strict=False)
@@ -255,7 +255,7 @@ def described_run(
     folder, data = source.folder, source.data
     if not source.config:
         raise UserError(f"run={folder}: .hydra/config.yaml can't be read; expected the folder of a finished run.")
-    understood = all(parse_name(Path(film.path).stem, "strict") for films in sheets.values() for film in films)
+    understood = all(parse_name(film.path, "strict") for films in sheets.values() for film in films)
     place = Path(output).expanduser() if output else folder / "explanations"
     return Request(
         sheets, totals, folder / "checkpoints" / "best.ckpt", folder, place, data.image_size, data.resize, threshold,

@@ -88,7 +88,7 @@ class Source:
         if not self.config:
             return str(self.run.get("credit", ""))
         paths = [path for split in self.splits.values() for path in split.films.path.tolist()]
-        return credit(self.data, all(parse_name(Path(path).stem, "strict") for path in paths))
+        return credit(self.data, all(parse_name(path, "strict") for path in paths))
 
 
 def source_of(config: EvaluateConfig) -> Source:
