@@ -31,13 +31,15 @@ class FilmDataModule(L.LightningDataModule):
         num_workers: int | None,
         balance: str,
         seed: int,
+        on_gpu: bool,
     ) -> None:
         super().__init__()
         self.records = {split: [r for r in records if r.split == split] for split in ("train", "val", "test")}
         self.batch_size = batch_size
-        self.num_workers = default_workers() if num_workers is None else num_workers
+        self.num_workers = default_workers(on_gpu) if num_workers is None else num_workers
         self.balance = balance
         self.seed = seed
+        self.on_gpu = on_gpu
         self.datasets = {
             split: FilmDataset(
                 films,
@@ -78,7 +80,7 @@ class FilmDataModule(L.LightningDataModule):
             collate_fn=labels_as_arrays,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.on_gpu,
         )
 
 
@@ -105,7 +107,7 @@ def balanced(label: np.ndarray) -> np.ndarray:
     return np.where(label == 1, 1 / positive, 1 / (1 - positive))
 
 
-def default_workers() -> int:
+def default_workers(on_gpu: bool) -> int:
     """Loader processes for the cores at hand: none on a CPU that trains by itself, up to 8 beside a GPU."""
     cores = usable_cores()
-    return min(8, max(1, cores - 1)) if torch.cuda.is_available() else cores // 4
+    return min(8, max(1, cores - 1)) if on_gpu else cores // 4

@@ -25,7 +25,7 @@ from pneumonia.training.mixing import Mix
 from pneumonia.training.schedules import Factor
 from pneumonia.training.views import KEPT, STANDARDIZE, blurred, middle
 
-FUSED = ("Adagrad", "Adam", "AdamW", "SGD")  # torch's optimizers that can be
+FUSED = ("Adam", "AdamW", "SGD")  # torch's optimizers that can be on any device, from torch 2.11 on
 NEITHER = -1  # a label that no metric counts
 
 
@@ -178,9 +178,10 @@ class Classifier(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def build_optimizer(self, fused: bool = True) -> torch.optim.Optimizer:
-        """Lightning clips no gradients of a fused optimizer under mixed precision."""
+        """Lightning clips no gradients of a fused optimizer under mixed precision; one that isn't told `fused` takes a
+        few kernels for all parameters on a GPU, one that is told false several for each."""
         groups = parameter_groups(self.net, self.optimizer.get("weight_decay", 0.0))
-        told = {"fused": fused} if self.optimizer["_target_"].rpartition(".")[2] in FUSED else {}
+        told = {"fused": True} if fused and self.optimizer["_target_"].rpartition(".")[2] in FUSED else {}
         return build("optimizer", self.optimizer | told, params=groups)
 
     def build_factor(self, steps_per_epoch: int, total_steps: int) -> Factor:

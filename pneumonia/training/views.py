@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -53,14 +54,16 @@ def around(grey: Tensor, reach: int) -> Tensor:
 
     As two matrix products: on a CPU ten times as fast as pooling over windows of this size.
     """
-    rows, columns = (averages(side, reach).to(grey) for side in grey.shape[-2:])
+    rows, columns = (averages(side, reach, grey.device).to(grey) for side in grey.shape[-2:])
     return rows @ grey @ columns.T
 
 
-def averages(side: int, reach: int) -> Tensor:
+@cache
+def averages(side: int, reach: int, device: torch.device) -> Tensor:
     """[side, side]: row i averages the places i - reach .. i + reach of a line that is mirrored beyond its ends."""
-    mirrored = pad(torch.eye(side).unsqueeze(1), (reach, reach), mode="reflect")
-    return avg_pool1d(mirrored, 2 * reach + 1, 1)[:, 0].T
+    with torch.inference_mode(False):  # kept for training too; a copy for each batch would wait for a GPU
+        mirrored = pad(torch.eye(side).unsqueeze(1), (reach, reach), mode="reflect")
+        return avg_pool1d(mirrored, 2 * reach + 1, 1)[:, 0].T.to(device)
 
 
 def in_range(grey: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -104,12 +104,19 @@ def bench_of(request: Request, classifier: Classifier, config: ScoreboardConfig)
     return Bench(net, randomised(net, config.seed).eval(), images, known, config)
 
 
+def when_done(images: Tensor) -> float:
+    """The clock, in seconds, when all that a GPU was asked for until now is done."""
+    if images.is_cuda:
+        torch.cuda.synchronize(images.device)
+    return time.perf_counter()
+
+
 def measured(method: Method, bench: Bench) -> tuple[Tensor, dict[str, Values]]:
     """The maps [N, H, W] of a method and every measure of them, [N] each."""
     config, net, images = bench.config, bench.net, bench.images
-    started = time.perf_counter()
+    started = when_done(images)
     maps = method.attribute(net, images)
-    seconds = (time.perf_counter() - started) / len(images)
+    seconds = (when_done(images) - started) / len(images)
     untrained = method.attribute(bench.random, images)
     noisy = config.noisy_lime if hasattr(method, "num_samples") else config.noisy
     found: dict[str, Any] = {

@@ -43,6 +43,7 @@ def shortcuts_of(source: Source, judged: str, config: EvaluateConfig) -> dict[st
     differ = [name for name, column in zip(METADATA_OF, columns, strict=True) if len(set(column)) > 1]
     rows = [metadata_auroc(metadata_features(*columns), label, patient, seed, level, resamples)] if known else []
     classifier = load_classifier(source.folder / "checkpoints" / "best.ckpt")
+    classifier.to("cuda" if torch.cuda.is_available() else "cpu")
     films = source.splits[judged].films
     images = read_all(source, films.path.tolist())
     rows += shortcut_table(

@@ -53,7 +53,9 @@ def rate(folder: Path, size: int, steps: int, processes: int, threads: int) -> f
         np.random.default_rng(0).integers(0, 256, (count, size, size), np.uint8).tobytes()
     )
     records = [Record(str(n), n % 2, str(n), split="train", sha256=str(n)) for n in range(count)]
-    films = FilmDataModule(Rows(folder, size, []), records, [], batch_size=BATCH, num_workers=0, balance="none", seed=0)
+    films = FilmDataModule(
+        Rows(folder, size, []), records, [], batch_size=BATCH, num_workers=0, balance="none", seed=0, on_gpu=False
+    )
     torch.set_num_threads(threads)
     trainer = L.Trainer(
         accelerator="cpu", devices=processes, strategy="ddp_spawn" if processes > 1 else "auto", max_epochs=2,

@@ -45,7 +45,9 @@ def films_of(folder: Path, count: int, batch_size: int) -> FilmDataModule:
     films = FilmCache(folder, 224, [])
     records = [Record(str(n), n % 2, str(n), split="train", sha256=str(n)) for n in range(count)]
     films.rows = lambda part: np.arange(len(part))  # type: ignore[method-assign]
-    return FilmDataModule(films, records, [], batch_size=batch_size, num_workers=None, balance="none", seed=0)
+    return FilmDataModule(
+        films, records, [], batch_size=batch_size, num_workers=None, balance="none", seed=0, on_gpu=GPU
+    )
 
 
 def lightning_rate(folder: Path, model: dict, batch_size: int, steps: int) -> float:

@@ -31,7 +31,9 @@ def datamodule(
 ) -> FilmDataModule:
     records = split_by_patient(fingerprint_films(root, scan_folder(root, "strict")[0])[0], 0.2, 0)
     films = FilmFiles(root, records, 32, "squash") if cache is None else cache_films(cache, root, records, 32, "squash")
-    return FilmDataModule(films, records, steps(augment), batch_size=8, num_workers=workers, balance=balance, seed=3)
+    return FilmDataModule(
+        films, records, steps(augment), batch_size=8, num_workers=workers, balance=balance, seed=3, on_gpu=False
+    )
 
 
 def epoch(films: FilmDataModule, number: int) -> dict[str, torch.Tensor]:
@@ -198,6 +200,27 @@ def test_the_weighted_sampler_draws_both_classes_alike() -> None:
     assert 0.44 < label[drawn].mean() < 0.56
 
 
+@pytest.mark.parametrize(("on_gpu", "workers"), [(True, 1), (False, 0)])
+def test_films_are_pinned_and_loaded_beside_for_a_run_on_a_gpu_alone(
+    phantoms: Path, monkeypatch: pytest.MonkeyPatch, on_gpu: bool, workers: int
+) -> None:
+    """Whatever the machine has: trainer=cpu needs its cores, and no GPU's memory."""
+    monkeypatch.setattr("pneumonia.data.datamodule.usable_cores", lambda: 2)
+    records = datamodule(phantoms).records["val"]
+    films = FilmDataModule(
+        FilmFiles(phantoms, records, 32, "squash"),
+        records,
+        [],
+        batch_size=8,
+        num_workers=None,
+        balance="none",
+        seed=0,
+        on_gpu=on_gpu,
+    )
+    loader = films.val_dataloader()
+    assert loader.pin_memory is on_gpu and loader.num_workers == workers
+
+
 def test_the_balance_setting_reaches_the_sampler(phantoms: Path) -> None:
     assert datamodule(phantoms, balance="weighted_sampler").train_dataloader().sampler.weight is not None  # type: ignore[attr-defined]
     assert datamodule(phantoms).train_dataloader().sampler.weight is None  # type: ignore[attr-defined]
@@ -213,6 +236,7 @@ def test_the_balance_setting_reaches_the_sampler(phantoms: Path) -> None:
             num_workers=0,
             balance="counterexamples",
             seed=0,
+            on_gpu=False,
         )
     films = datamodule(phantoms, balance="counterexamples")
     against = films.train_dataloader().sampler.weight  # type: ignore[attr-defined]

@@ -390,6 +390,15 @@ def test_the_aligned_view_counts_half_and_half_of_the_training_films_are_aligned
     torch.testing.assert_close(load_classifier(tmp_path / "x.ckpt")(film), by_hand)
 
 
+@pytest.mark.parametrize(("name", "fused"), [("Adam", True), ("SGD", True), ("Adagrad", None)])
+def test_an_optimizer_is_fused_where_every_torch_can_and_is_not_told_so_otherwise(
+    name: str, fused: bool | None
+) -> None:
+    model = classifier(optimizer={"_target_": f"torch.optim.{name}", "lr": 0.01})
+    assert model.build_optimizer().defaults["fused"] is fused
+    assert model.build_optimizer(fused=False).defaults["fused"] is None  # false: a loop over parameters on a GPU
+
+
 def test_training_aligns_what_mixing_returned(monkeypatch: pytest.MonkeyPatch) -> None:
     model = classifier(aligned_view=True).train()
     batch: Any = next(iter(batches()))

@@ -24,7 +24,9 @@ def films_of(folder: Path, count: int) -> FilmDataModule:
     pixels = (rng.integers(0, 156, (count, 16, 16)) + 40 * label[:, None, None]).astype(np.uint8)
     (folder / "pixels.u8").write_bytes(pixels.tobytes())
     records = [Record(str(n), int(label[n]), str(n), split="val", sha256=str(n)) for n in range(count)]
-    return FilmDataModule(Rows(folder, 16, []), records, [], batch_size=32, num_workers=0, balance="none", seed=0)
+    return FilmDataModule(
+        Rows(folder, 16, []), records, [], batch_size=32, num_workers=0, balance="none", seed=0, on_gpu=False
+    )
 
 
 class Rows(FilmCache):

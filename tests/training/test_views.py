@@ -24,6 +24,16 @@ def test_by_surroundings_is_each_pixel_by_the_square_around_it() -> None:
     torch.testing.assert_close(by_surroundings(grey)[0, 0, 12, 25], value.clamp(0, 1))
 
 
+def test_what_a_prediction_kept_of_the_squares_serves_training_too() -> None:
+    with torch.inference_mode():
+        seen = by_surroundings(torch.rand(1, 1, 22, 26, generator=torch.Generator().manual_seed(5)))
+    grey = torch.rand(1, 1, 22, 26, generator=torch.Generator().manual_seed(5)).requires_grad_()
+    learnt = by_surroundings(grey)
+    learnt.sum().backward()
+    torch.testing.assert_close(learnt.detach(), seen.clone())
+    assert grey.grad is not None and grey.grad.abs().max() > 0
+
+
 def test_by_surroundings_loses_exposure_and_contrast_but_not_tone() -> None:
     grey = 0.2 + 0.6 * torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(by_surroundings(0.5 * grey + 0.2), by_surroundings(grey), atol=0.02, rtol=0)
