@@ -23,9 +23,12 @@ from pneumonia.workflows.weighing import SCHEMA, digest_of, rounded, subgroups_b
 log = logging.getLogger(__name__)
 
 
-def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Weigh a run, write its pages beside its predictions, close with a table and the verdict; the evidence."""
-    source = source_of(config)
+def evaluate(config: EvaluateConfig, source: Source | None = None) -> dict[str, Any]:
+    """Weigh a run, write its pages beside its predictions, close with a table and the verdict; the evidence.
+
+    `source`: what `config` names, where it was read already.
+    """
+    source = source or source_of(config)
     keep_report(source)
     refuse_of_a_vote(source, config)
     earlier = earlier_of(source)

@@ -315,6 +315,21 @@ def test_a_film_named_like_a_script_stays_text(command: Command, tmp_path: Path)
     assert not [line for line in outside_code if "<" in line]
 
 
+def test_tables_are_read_once_and_anew_by_the_next_call(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pneumonia.workflows import sources
+
+    run, real, count = make_run(tmp_path / "run"), sources.read_table, []
+    monkeypatch.setattr(sources, "read_table", lambda file: (count.append(file), real(file))[1])
+    command("evaluate", f"run={run}", QUICK)
+    assert count == [run / "predictions.csv"]
+    assert evidence_of(run)["splits"]["test"]["n"] == 80
+    write_table(run / "predictions.csv", rows_of(test=30), COLUMNS)
+    command("evaluate", f"run={run}", QUICK)
+    assert len(count) == 2 and evidence_of(run)["splits"]["test"]["n"] == 30
+
+
 def test_no_torch_is_loaded_and_it_is_quick(weighed: Path, tmp_path: Path) -> None:
     import shutil
 
