@@ -70,6 +70,11 @@ def load_classifier(path: Path) -> Classifier:
     return classifier.eval()
 
 
+def load_to_predict(path: Path) -> Classifier:
+    """`load_classifier`, on a GPU where there is one."""
+    return load_classifier(path).to("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """(state, hyper_parameters) of a checkpoint. Raises UserError for a file that is none."""
     try:

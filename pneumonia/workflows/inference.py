@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from pneumonia.data.decode import BadFilm, read_film
 from pneumonia.data.exported import EXPORTED, read_told
 from pneumonia.settings import PredictConfig, UserError, usable_cores
-from pneumonia.training.checkpoint import load_classifier
+from pneumonia.training.checkpoint import load_to_predict
 from pneumonia.workflows.predictions import COLUMNS, sigmoid, write_predictions
 from pneumonia.workflows.shortcuts import logits
 from pneumonia.workflows.sources import Scale, checkpoint_file, class_name, data_settings, read_config, scale_of
@@ -47,11 +46,10 @@ def predict_films(config: PredictConfig) -> list[dict[str, Any]]:
     """Predict, print a line a film, write the table; its rows."""
     films = films_to_predict(config)
     checkpoint = checkpoint_of(config)
-    classifier = load_classifier(checkpoint)
+    classifier = load_to_predict(checkpoint)
     recipe = recipe_of(checkpoint, dict(classifier.hparams["model"]))
     for note in recipe.notes:
         log.warning("%s", note)
-    classifier.to("cuda" if torch.cuda.is_available() else "cpu")
     rows, bad = [], []
     for film, result in read(films, recipe, config.batch_size):
         if isinstance(result, str):

@@ -7,11 +7,10 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from pneumonia.data.records import Record, fingerprint_films
 from pneumonia.settings import UserError
-from pneumonia.training.checkpoint import load_classifier
+from pneumonia.training.checkpoint import load_to_predict
 from pneumonia.workflows.predictions import row, summarize, write_predictions
 from pneumonia.workflows.record import read_json, write_json
 from pneumonia.workflows.shortcuts import films_in_batches, logits
@@ -36,8 +35,7 @@ def with_test_films(source: Source) -> Source:
             f"-m pneumonia.predict run={source.folder} images=<folder>."
         )
     refuse_other_films(source, records)
-    classifier = load_classifier(source.folder / "checkpoints" / "best.ckpt")
-    classifier.to("cuda" if torch.cuda.is_available() else "cpu")
+    classifier = load_to_predict(source.folder / "checkpoints" / "best.ckpt")
     batches = films_in_batches(source, [record.path for record in records], "test=true")
     found = np.concatenate([logits(classifier, batch) for batch in batches])
     made = [row(record, logit) for record, logit in zip(records, found.tolist(), strict=True)]

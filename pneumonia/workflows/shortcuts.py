@@ -19,7 +19,7 @@ from pneumonia.evaluation.checks import Floats
 from pneumonia.evaluation.shortcuts import FILMS_AT_ONCE, Images, metadata_auroc, metadata_features, shortcut_table
 from pneumonia.report.verdict import METADATA_OF
 from pneumonia.settings import EvaluateConfig, UserError, usable_cores
-from pneumonia.training.checkpoint import load_classifier
+from pneumonia.training.checkpoint import load_to_predict
 from pneumonia.training.classifier import Classifier
 from pneumonia.training.precision import full_float32
 from pneumonia.workflows.audit import class_marks
@@ -42,8 +42,7 @@ def shortcuts_of(source: Source, judged: str, config: EvaluateConfig) -> dict[st
     known = all(record.width and record.height for record in records)
     differ = [name for name, column in zip(METADATA_OF, columns, strict=True) if len(set(column)) > 1]
     rows = [metadata_auroc(metadata_features(*columns), label, patient, seed, level, resamples)] if known else []
-    classifier = load_classifier(source.folder / "checkpoints" / "best.ckpt")
-    classifier.to("cuda" if torch.cuda.is_available() else "cpu")
+    classifier = load_to_predict(source.folder / "checkpoints" / "best.ckpt")
     films = source.splits[judged].films
     images = read_all(source, films.path.tolist())
     rows += shortcut_table(
