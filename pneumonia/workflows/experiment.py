@@ -30,7 +30,7 @@ from pneumonia.workflows.pictures import draw_after, draw_before
 from pneumonia.workflows.predictions import predict, summarize, write_predictions
 from pneumonia.workflows.record import RunRecord, write_json
 from pneumonia.workflows.resume import Place, flat, keep_settings, place_of, refuse_other_films, refuse_other_state
-from pneumonia.workflows.trainer import build_trainer, quiet, say_emulated, say_processes
+from pneumonia.workflows.trainer import build_trainer, quiet, say_emulated, say_processes, uses_gpu
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def build_datamodule(config: TrainConfig, films: Films) -> FilmDataModule:
     return FilmDataModule(
         films.pixels, films.records, config.augment["steps"],
         batch_size=data.batch_size, num_workers=data.num_workers, balance=config.balance, seed=config.seed,
-        on_gpu=config.trainer.accelerator != "cpu" and torch.cuda.is_available(),
+        on_gpu=uses_gpu(config.trainer, launched()),
     )  # fmt: skip
 
 

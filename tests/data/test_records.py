@@ -33,11 +33,13 @@ from pneumonia.settings import UserError
 )
 def test_file_names_carry_patient_and_subtype(name: str, strict: str, conservative: str, subtype: str) -> None:
     assert parse_name(name, "strict") == (strict, subtype)
+    assert parse_name(name, "conservative") == (conservative, subtype)
     assert parse_name(f"train/PNEUMONIA/{name}.jpeg", "conservative") == (conservative, subtype)
 
 
 def test_a_name_of_no_known_pattern_is_not_guessed_at() -> None:
-    assert parse_name("scan_17", "strict") is None and parse_name("person1_virus_2/scan_17.png", "strict") is None
+    assert parse_name("scan_17", "strict") is None
+    assert parse_name("person1_virus_2/scan_17.png", "strict") is None
 
 
 def test_a_scan_finds_every_film_once_and_merges_an_official_val_into_train(films_copy: Path) -> None:

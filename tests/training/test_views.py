@@ -3,7 +3,7 @@
 import cv2
 import torch
 
-from pneumonia.training.views import blurred, by_centre, by_surroundings, middle
+from pneumonia.training.views import averages, blurred, by_centre, by_surroundings, middle
 
 
 def test_by_the_centre_of_each_film_in_range_and_finite_on_a_blank_one() -> None:
@@ -25,6 +25,7 @@ def test_by_surroundings_is_each_pixel_by_the_square_around_it() -> None:
 
 
 def test_what_a_prediction_kept_of_the_squares_serves_training_too() -> None:
+    averages.cache_clear()
     with torch.inference_mode():
         seen = by_surroundings(torch.rand(1, 1, 22, 26, generator=torch.Generator().manual_seed(5)))
     grey = torch.rand(1, 1, 22, 26, generator=torch.Generator().manual_seed(5)).requires_grad_()
