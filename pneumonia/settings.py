@@ -185,6 +185,7 @@ class TrainConfig:
     flip_average: bool = MISSING
     crop_average: bool = MISSING
     aligned_view: bool = MISSING
+    local_view: bool = MISSING
     blurred_views: float = MISSING
     gradient_clip: float | None = None
     unfreeze_epoch: int | None = None
@@ -203,6 +204,8 @@ class TrainConfig:
             one_of("stop_on", self.stop_on, OBJECTIVES)
         one_of("balance", self.balance, ("none", "weighted_loss", "weighted_sampler", "counterexamples"))
         one_of("standardize", self.standardize, ("none", "centre", "local"))
+        if self.local_view and self.standardize == "local":
+            raise UserError("local_view=true adds what standardize=local has alone: type standardize=centre or none.")
         in_range("seed", self.seed, 0, 2**31)
         in_range("epochs", self.epochs, 1)
         in_range("patience", self.patience, 0)

@@ -23,7 +23,7 @@ from pneumonia.settings import named_standardize
 from pneumonia.training.alignment import Alignment
 from pneumonia.training.mixing import Mix
 from pneumonia.training.schedules import Factor
-from pneumonia.training.views import KEPT, STANDARDIZE, blurred, middle
+from pneumonia.training.views import KEPT, STANDARDIZE, blurred, by_surroundings, middle
 
 FUSED = ("Adam", "AdamW", "SGD")  # torch's optimizers that can be on any device, from torch 2.11 on
 NEITHER = -1  # a label that no metric counts
@@ -52,6 +52,7 @@ class Classifier(L.LightningModule):
         crop_average: bool = False,
         aligned_view: bool = False,
         blurred_views: float = 0.0,
+        local_view: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -66,6 +67,7 @@ class Classifier(L.LightningModule):
         self.flip_average = flip_average
         self.crop_average = crop_average
         self.blurred_views = blurred_views
+        self.local_view = local_view
         self.alignment = Alignment() if aligned_view else None
         self.build_optimizer()  # settings that don't fit are told before the first step
         self.build_factor(1, 1)
@@ -108,13 +110,24 @@ class Classifier(L.LightningModule):
         return self.logit(film)
 
     def logit(self, film: Tensor) -> Tensor:
-        """Grey [N, 1, S, S] from 0 to 255 -> logit float32 [N]."""
-        return self.net(self.images(film)).float()
+        """Grey [N, 1, S, S] from 0 to 255 -> logit float32 [N]; with `local_view` a film is standardised by its
+        surroundings too: in training by chance (1/2) instead, so that the net knows both, else as the mean of both."""
+        if not self.local_view:
+            return self.net(self.images(film)).float()
+        grey = film.float() / 255
+        seen, local = self.standardized(grey), by_surroundings(grey)
+        if self.training:
+            drawn = torch.rand(len(film), 1, 1, 1, device=film.device) < 0.5
+            return self.net(self.repeated(torch.where(drawn, local, seen))).float()
+        return (self.net(self.repeated(seen)).float() + self.net(self.repeated(local)).float()) / 2
 
     def images(self, film: Tensor) -> Tensor:
         """Grey [N, 1, S, S] from 0 to 255 -> [N, 3, S, S] in [0, 1] as `net` takes it, standardised if the model was
-        trained so; the repeat to three channels happens here, on the device."""
-        grey = self.standardized(film.float() / 255)
+        trained so."""
+        return self.repeated(self.standardized(film.float() / 255))
+
+    def repeated(self, grey: Tensor) -> Tensor:
+        """[N, 1, S, S] -> [N, 3, S, S], on the device."""
         return grey.expand(-1, 3, -1, -1).contiguous(memory_format=self.memory_format)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -124,6 +124,7 @@ def build_classifier(config: TrainConfig, films: Films) -> Classifier:
         config.model, config.optimizer, config.schedule, weight, config.label_smoothing, config.trainer.channels_last,
         {name: getattr(config, name) for name in MIXED},
         config.standardize, config.flip_average, config.crop_average, config.aligned_view, config.blurred_views,
+        config.local_view,
     )  # fmt: skip
     if config.unfreeze_epoch is not None and not isinstance(classifier.net, VGG):
         raise UserError(f"unfreeze_epoch={config.unfreeze_epoch}: only model=vgg16 has frozen blocks; leave it out.")

@@ -161,9 +161,9 @@ def explained(method: Method, classifier: Classifier, films: list[Film], request
     maps = np.stack([fit.painted() for fit in fitted]) if fitted else method.attribute(net, images).cpu().numpy()
     with torch.inference_mode():
         logits = [float(classifier(film[None])) for film in grey_of(films, classifier)]
-    averaged = classifier.flip_average or classifier.crop_average or classifier.alignment is not None
+    views = (classifier.flip_average, classifier.crop_average, classifier.local_view, classifier.alignment is not None)
     called = [sigmoid(logit / request.temperature + request.bias) for logit in logits]
-    return Sheet(films, maps, called, fitted, averaged)
+    return Sheet(films, maps, called, fitted, any(views))
 
 
 def warn_of_other_probabilities(sheet: Sheet) -> None:

@@ -198,6 +198,11 @@ def test_shares_of_one_batch_make_at_most_1(command: Command, capsys: pytest.Cap
     assert "border_out=0.4 lungs_out=0.3 border_swap=0.4: expected shares of one batch, at most 1 in all" in told
 
 
+def test_a_local_view_of_what_is_local_already(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    told = refused(command, capsys, *SMALL, "standardize=local", "local_view=true")
+    assert "local_view=true adds what standardize=local has alone: type standardize=centre or none." in told
+
+
 def test_a_missing_root(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     told = refused(command, capsys, *SMALL, "data.root=/nowhere/chest_xray")
     assert "/nowhere/chest_xray" in told and "data=synthetic" in told

@@ -399,6 +399,22 @@ def test_an_optimizer_is_fused_where_every_torch_can_and_is_not_told_so_otherwis
     assert model.build_optimizer(fused=False).defaults["fused"] is None  # false: a loop over parameters on a GPU
 
 
+def test_the_local_view_counts_half_and_half_of_the_training_films_are_seen_so(tmp_path: Path) -> None:
+    settings = {"model": CNN | {"dropout": 0.0}, "flip_average": True, "crop_average": True}
+    centre, local = (classifier(**settings, standardize=name) for name in ("centre", "local"))
+    both = classifier(**settings, standardize="centre", local_view=True)
+    film = next(iter(batches()))["image"]
+    by_hand = (centre.eval()(film) + local.eval()(film)) / 2
+    torch.testing.assert_close(both.eval()(film), by_hand)
+    assert not torch.allclose(centre(film), local(film), atol=1e-3)
+    many = film[:1].expand(64, -1, -1, -1)
+    logit = both.train()(many)
+    near = [(logit - one.train()(many)).abs() < 1e-5 for one in (centre, local)]
+    assert torch.equal(near[0], ~near[1]) and 20 < near[1].sum() < 44
+    torch.save({"hyper_parameters": dict(both.hparams), "state_dict": both.state_dict()}, tmp_path / "x.ckpt")
+    torch.testing.assert_close(load_classifier(tmp_path / "x.ckpt")(film), by_hand)
+
+
 def test_training_aligns_what_mixing_returned(monkeypatch: pytest.MonkeyPatch) -> None:
     model = classifier(aligned_view=True).train()
     batch: Any = next(iter(batches()))
