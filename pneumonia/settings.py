@@ -205,7 +205,9 @@ class TrainConfig:
         one_of("balance", self.balance, ("none", "weighted_loss", "weighted_sampler", "counterexamples"))
         one_of("standardize", self.standardize, ("none", "centre", "local"))
         if self.local_view and self.standardize == "local":
-            raise UserError("local_view=true adds what standardize=local has alone: type standardize=centre or none.")
+            raise UserError(
+                "local_view=true adds what standardize=local has: type local_view=false or standardize=centre."
+            )
         in_range("seed", self.seed, 0, 2**31)
         in_range("epochs", self.epochs, 1)
         in_range("patience", self.patience, 0)

@@ -90,8 +90,8 @@ class Classifier(L.LightningModule):
 
     def forward(self, film: Tensor) -> Tensor:
         """uint8 [N, 1, S, S] -> logit float32 [N]; outside training with `crop_average` the mean logit of each film's
-        middles (views.KEPT), with `flip_average` of each film and its mirror image, with both of all six; with
-        `aligned_view` the mean of that and the logit of the aligned film; all of the film as `as_predicted` has it."""
+        middles (views.KEPT); with `aligned_view` the mean of that and the logit of the aligned film; each of these as
+        `of_one_view` has it, of the film as `as_predicted` has it."""
         if self.training:
             return self.of_one_view(film)
         film = self.as_predicted(film)
@@ -104,30 +104,30 @@ class Classifier(L.LightningModule):
         return blurred(film, self.blurred_views) if self.blurred_views else film
 
     def of_one_view(self, film: Tensor) -> Tensor:
-        """Grey [N, 1, S, S] from 0 to 255 -> logit float32 [N]; with `flip_average` the mean outside training."""
+        """Grey [N, 1, S, S] from 0 to 255 -> logit float32 [N] as `logit` has it; outside training with `flip_average`
+        the mean of a film's and its mirror image's."""
         if self.flip_average and not self.training:
             return (self.logit(film) + self.logit(film.flip(-1))) / 2
         return self.logit(film)
 
     def logit(self, film: Tensor) -> Tensor:
-        """Grey [N, 1, S, S] from 0 to 255 -> logit float32 [N]; with `local_view` a film is standardised by its
-        surroundings too: in training by chance (1/2) instead, so that the net knows both, else as the mean of both."""
+        """Grey [N, 1, S, S] from 0 to 255 -> logit float32 [N]; with `local_view` the mean of the film as `images` has
+        it and standardised by its surroundings; in training one of both by chance, 1/2, so that the net knows both."""
+        images = self.images(film)
         if not self.local_view:
-            return self.net(self.images(film)).float()
-        grey = film.float() / 255
-        seen, local = self.standardized(grey), by_surroundings(grey)
+            return self.net(images).float()
+        local = self.repeated(by_surroundings(film.float() / 255))
         if self.training:
-            drawn = torch.rand(len(film), 1, 1, 1, device=film.device) < 0.5
-            return self.net(self.repeated(torch.where(drawn, local, seen))).float()
-        return (self.net(self.repeated(seen)).float() + self.net(self.repeated(local)).float()) / 2
+            return self.net(by_chance(local, images)).float()
+        return (self.net(images).float() + self.net(local).float()) / 2
 
     def images(self, film: Tensor) -> Tensor:
         """Grey [N, 1, S, S] from 0 to 255 -> [N, 3, S, S] in [0, 1] as `net` takes it, standardised if the model was
-        trained so."""
+        trained so; without the local view."""
         return self.repeated(self.standardized(film.float() / 255))
 
     def repeated(self, grey: Tensor) -> Tensor:
-        """[N, 1, S, S] -> [N, 3, S, S], on the device."""
+        """[N, 1, S, S] -> [N, 3, S, S]; here, on the device, so that loaders carry one channel."""
         return grey.expand(-1, 3, -1, -1).contiguous(memory_format=self.memory_format)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -145,8 +145,7 @@ class Classifier(L.LightningModule):
         of the mean film, so that the net knows both views. After mixing, so that swapped borders are moved too."""
         if self.alignment is None:
             return film
-        drawn = torch.rand(len(film), 1, 1, 1, device=film.device) < 0.5
-        return torch.where(drawn, self.alignment(film), film.float())
+        return by_chance(self.alignment(film), film.float())
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if batch_idx + 1 == self.trainer.num_training_batches:  # before validation, so that both stand in one row
@@ -154,7 +153,7 @@ class Classifier(L.LightningModule):
             self.log_dict(values, on_step=False, on_epoch=True)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        # one view: three would take half as long as the epoch's training and tell the epochs apart no better
+        # the whole film: three middles would take half as long as the epoch's training and tell epochs apart no better
         logit, target = self.of_one_view(batch["image"]), batch["target"]
         loss = binary_cross_entropy_with_logits(logit, target)
         self.val_loss.update(loss, len(target))
@@ -218,6 +217,12 @@ class Mean(Metric):
 
     def compute(self) -> Tensor:
         return self.total / self.count
+
+
+def by_chance(one: Tensor, other: Tensor) -> Tensor:
+    """Two of [N, ., ., .] -> the same: each row of `one` by chance, 1/2, else that of `other`."""
+    drawn = torch.rand(len(one), 1, 1, 1, device=one.device) < 0.5
+    return torch.where(drawn, one, other)
 
 
 def closed(metrics: MetricCollection) -> dict[str, Tensor]:

@@ -54,7 +54,7 @@ TOLERANCE = 0.05  # of a probability computed here against predictions.csv: othe
 class Sheet:
     """The films of one sheet with their maps [N, H, W], probabilities [N] and, of LIME, what it fitted.
 
-    averaged: the probabilities are of the mean over views, the maps of the whole film alone.
+    averaged: the probabilities are of the mean over views, the maps of one: the whole film as `standardize` has it.
     """
 
     films: list[Film]
@@ -277,7 +277,7 @@ def notes(config: ExplainConfig, request: Request, method: Any, outcome: str, sm
         f"smoothed by {smooth:.1f} px for the eye" if smooth else "",
         "yellow line: the true opacity" if masked else "",
         "frame: the true class, orange pneumonia, blue normal" if outcome != "images" else "",
-        "the maps are of the whole film, p of the mean over views" if sheet.averaged else "",
+        "the maps are of one view, the whole film; p is of the mean over views" if sheet.averaged else "",
         request.source,
     ]
 

@@ -200,7 +200,7 @@ def test_shares_of_one_batch_make_at_most_1(command: Command, capsys: pytest.Cap
 
 def test_a_local_view_of_what_is_local_already(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     told = refused(command, capsys, *SMALL, "standardize=local", "local_view=true")
-    assert "local_view=true adds what standardize=local has alone: type standardize=centre or none." in told
+    assert "local_view=true adds what standardize=local has: type local_view=false or standardize=centre." in told
 
 
 def test_a_missing_root(command: Command, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -176,6 +178,22 @@ def test_what_is_explained_is_the_film_as_predictions_see_it(finished: Path) -> 
     shown = images_of([Film("a.png", "a", "", None, None, grey)], classifier)
     by_hand = blurred(torch.from_numpy(grey)[None, None], 0.02) / 255
     torch.testing.assert_close(shown, by_hand.expand(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("view", [None, "flip_average", "crop_average", "local_view", "alignment"])
+def test_a_sheet_knows_whether_its_probabilities_are_of_the_mean_over_views(finished: Path, view: str | None) -> None:
+    from pneumonia.attribution.gradient import GradCam
+    from pneumonia.training.alignment import Alignment
+    from pneumonia.workflows.explanation import explained
+    from pneumonia.workflows.selection import Film
+
+    classifier = load_classifier(finished / "checkpoints" / "best.ckpt").eval()
+    if view:
+        setattr(classifier, view, Alignment() if view == "alignment" else True)
+    grey = np.random.default_rng(0).integers(0, 256, (32, 32)).astype(np.uint8)
+    request: Any = SimpleNamespace(temperature=1.0, bias=0.0)
+    films = [Film("a.png", "a", "", None, None, grey)]
+    assert explained(GradCam(None, True, 1), classifier, films, request).averaged is bool(view)
 
 
 def test_the_footnote_counts_the_superpixels() -> None:

@@ -400,13 +400,20 @@ def test_an_optimizer_is_fused_where_every_torch_can_and_is_not_told_so_otherwis
 
 
 def test_the_local_view_counts_half_and_half_of_the_training_films_are_seen_so(tmp_path: Path) -> None:
-    settings = {"model": CNN | {"dropout": 0.0}, "flip_average": True, "crop_average": True}
+    settings = {"model": CNN | {"dropout": 0.0}, "flip_average": True, "crop_average": True, "aligned_view": True}
     centre, local = (classifier(**settings, standardize=name) for name in ("centre", "local"))
     both = classifier(**settings, standardize="centre", local_view=True)
-    film = next(iter(batches()))["image"]
+    batch = next(iter(batches()))
+    film = batch["image"]
+    for model in (centre, local, both):
+        assert model.alignment is not None
+        model.alignment.learn(film)
     by_hand = (centre.eval()(film) + local.eval()(film)) / 2
     torch.testing.assert_close(both.eval()(film), by_hand)
     assert not torch.allclose(centre(film), local(film), atol=1e-3)
+    logit = (centre.of_one_view(film) + local.of_one_view(film)) / 2
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(logit, batch["target"])
+    torch.testing.assert_close(both.validation_step(batch, 0), loss)
     many = film[:1].expand(64, -1, -1, -1)
     logit = both.train()(many)
     near = [(logit - one.train()(many)).abs() < 1e-5 for one in (centre, local)]
