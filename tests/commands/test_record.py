@@ -12,6 +12,8 @@ from resume_cases import assert_same_end, interrupted, start
 from scipy.special import expit
 from scipy.special import logit as log_odds
 
+from pneumonia.training.checkpoint import load_classifier
+
 Command = Callable[..., None]
 
 RECORD = (
@@ -38,6 +40,8 @@ def test_its_last_weights_are_kept_and_give_its_table_again(
 ) -> None:
     best, last = (torch.load(record / "checkpoints" / f"{name}.ckpt", weights_only=True) for name in ("best", "last"))
     assert best["epoch"] == last["epoch"] == 11
+    net = load_classifier(record / "checkpoints" / "best.ckpt")
+    assert net.flip_average and net.crop_average and net.local_view and net.alignment and net.blurred_views == 0.006
     command("predict", f"run={record}", f"images={phantoms / 'test'}")
     before, after = table(record / "predictions.csv"), table(tmp_path / "predictions.csv")
     assert after and all(float(after[k]["logit"]) == pytest.approx(float(before[k]["logit"]), abs=1e-4) for k in after)
