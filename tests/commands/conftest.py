@@ -30,11 +30,12 @@ def run(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are made but saved as one white pixel: drawing is half of a command's time. `pictures` marks the tests
-    that look at one; what is drawn is tested under tests/report."""
+    """Figures are made but saved as one white pixel, and white in TensorBoard: drawing is half of a command's time.
+    `pictures` marks the tests that look at one; what is drawn is tested under tests/report."""
 
     def one_pixel(self: Figure, target: Path | IO[bytes], **_: Any) -> None:
         Image.new("L", (1, 1), 255).save(target, "png")
 
     if not request.node.get_closest_marker("pictures"):
         monkeypatch.setattr(Figure, "savefig", one_pixel)
+        monkeypatch.setattr(Figure, "draw", lambda figure, renderer: None)
