@@ -23,6 +23,8 @@ def build(section: str, spec: Mapping[str, Any], **arguments: Any) -> Any:
     """
     from hydra.utils import get_object
 
+    if not isinstance(spec, Mapping):
+        raise UserError(f"{section}: {spec}: expected a mapping with _target_, as conf/ has them.")
     target = spec.get("_target_")
     if not isinstance(target, str) or not target.startswith(ALLOWED):
         raise UserError(f"{section}._target_={target}: expected a name that starts with one of {', '.join(ALLOWED)}")

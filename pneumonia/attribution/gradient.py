@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pneumonia.attribution.batching import batch_for, halved_until_it_fits
 from pneumonia.attribution.contract import check_images, check_positive, evaluating, seeded
-from pneumonia.attribution.layers import find_layer, last_convolution, relu_after
+from pneumonia.attribution.layers import POOLS, find_layer, last_convolution, leaves, relu_after
 
 
 def _leaf(images: Tensor) -> Tensor:
@@ -118,6 +118,7 @@ class GradientShap:
 
     def __post_init__(self) -> None:
         check_positive(n_samples=self.n_samples, internal_batch_size=self.internal_batch_size)
+        check_spread(self.stdev)
 
     def attribute(self, net: nn.Module, images: Tensor) -> Tensor:
         """[N, 3, H, W] -> [N, H, W] in logits."""
@@ -175,6 +176,7 @@ class SmoothGrad:
 
     def __post_init__(self) -> None:
         check_positive(n_samples=self.n_samples, internal_batch_size=self.internal_batch_size)
+        check_spread(self.stdev)
 
     def attribute(self, net: nn.Module, images: Tensor) -> Tensor:
         """[N, 3, H, W] -> [N, H, W] in logits per unit of grey."""
@@ -190,9 +192,29 @@ class SmoothGrad:
         return _film_by_film(net, images, self.internal_batch_size, run)
 
 
-def cam_layer(net: nn.Module, name: str | None) -> nn.Module:
-    """The layer `name`, or by default the last convolution after its ReLU: the feature maps of the Grad-CAM paper."""
-    return find_layer(net, relu_after(net, last_convolution(net)) if name is None else name)
+def check_spread(stdev: float) -> None:
+    """Raise ValueError for a standard deviation below zero."""
+    if not stdev >= 0:
+        raise ValueError(f"stdev={stdev}: expected a number from 0")
+
+
+def cam_layer(net: nn.Module, name: str | None, images: Tensor) -> nn.Module:
+    """The layer `name`, or by default the last convolution after its ReLU: the feature maps of the Grad-CAM paper.
+    ValueError for a layer that the net does not have, or that makes no feature maps of `images`."""
+    if name is None:
+        return find_layer(net, relu_after(net, last_convolution(net)))
+    layer, made = find_layer(net, name), []
+    hook = layer.register_forward_hook(lambda module, given, maps: made.append(maps))
+    try:
+        with evaluating(net), torch.no_grad():
+            net(images[:1])
+    finally:
+        hook.remove()
+    if len(made) != 1 or made[0].ndim != 4:
+        found = f"{list(made[0].shape[1:])}" if made else "nothing"
+        maps = [leaf for leaf, module in leaves(net) if isinstance(module, (nn.Conv2d, *POOLS))]
+        raise ValueError(f"layer={name} gives {found}, no feature maps; try one of {', '.join(maps)}")
+    return layer
 
 
 @dataclass(frozen=True)
@@ -210,8 +232,8 @@ class GradCam:
         check_positive(internal_batch_size=self.internal_batch_size)
 
     def attribute(self, net: nn.Module, images: Tensor) -> Tensor:
-        """[N, 3, H, W] -> [N, H, W]; ValueError for a layer that the net does not have."""
-        layer = cam_layer(net, self.layer)
+        """[N, 3, H, W] -> [N, H, W]; ValueError for a layer that the net does not have, or without feature maps."""
+        layer = cam_layer(net, self.layer, images)
         size = (images.shape[-2], images.shape[-1])
 
         def run(chunk: Tensor) -> Tensor:
@@ -236,8 +258,8 @@ class GuidedGradCam:
         check_positive(internal_batch_size=self.internal_batch_size)
 
     def attribute(self, net: nn.Module, images: Tensor) -> Tensor:
-        """[N, 3, H, W] -> [N, H, W]; ValueError for a layer that the net does not have."""
-        layer = cam_layer(net, self.layer)
+        """[N, 3, H, W] -> [N, H, W]; ValueError for a layer that the net does not have, or without feature maps."""
+        layer = cam_layer(net, self.layer, images)
 
         def run(chunk: Tensor) -> Tensor:
             attribution: Tensor = attr.GuidedGradCam(net, layer).attribute(chunk, interpolate_mode="bilinear")

@@ -32,8 +32,9 @@ def last_convolution(net: nn.Module) -> str:
 
 
 def relu_after(net: nn.Module, convolution: str) -> str:
-    """Name of the ReLU that follows a convolution, over a batch norm and the shortcut of a residual block too; the
-    convolution's own name if none does."""
+    """Name of the ReLU that follows a convolution, over a batch norm and an identity too; the convolution's own name if
+    none does. In a residual block the ReLU after the sum is that of the last convolution: of the shortcut's, where it
+    has one, while the other's maps are shown as they are."""
     following = leaves(net)
     start = [name for name, _ in following].index(convolution) + 1
     for name, module in following[start:]:

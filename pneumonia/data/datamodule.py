@@ -45,7 +45,7 @@ class FilmDataModule(L.LightningDataModule):
                 films,
                 films.rows(part),
                 np.array([record.label for record in part], np.float32),
-                Augmentation(augment if split == "train" else []),
+                Augmentation(augment if split == "train" else [], films.size),
                 seed,
             )
             for split, part in self.records.items()
@@ -73,10 +73,13 @@ class FilmDataModule(L.LightningDataModule):
     def _loader(self, split: str, *, shuffle: bool = False, weight: np.ndarray | None = None) -> DataLoader[Batch]:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         dataset = self.datasets[split]
+        sampler = EpochSampler(len(dataset), self.seed, shuffle, weight, rank, world)
+        alone = shuffle and len(sampler) > self.batch_size > 1 and len(sampler) % self.batch_size == 1
         return FilmLoader(
             dataset,
             self.batch_size,
-            sampler=EpochSampler(len(dataset), self.seed, shuffle, weight, rank, world),
+            sampler=sampler,
+            drop_last=alone,  # a last batch of one film, over which a batch norm may have no spread
             collate_fn=labels_as_arrays,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,

@@ -58,7 +58,7 @@ def decode(content: bytes, size: int, resize: str) -> Decoded:
         raise BadFilm(f"a decompression bomb: more than {Image.MAX_IMAGE_PIXELS:,} pixels") from error
     except UnidentifiedImageError as error:
         raise BadFilm("not a JPEG or PNG image") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, struct.error) as error:  # the last of EXIF that is written anew, turned
         raise BadFilm(str(error)) from error
     return Decoded(pixels, *((height, width) if turned in SIDEWAYS else (width, height)), mode)
 

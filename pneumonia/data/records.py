@@ -128,6 +128,12 @@ def class_files(root: Path, split: str) -> list[tuple[int, Path]]:
                 f"data.root={root}: the folder {split}/{name} {what}; expected {EXPECTED}. "
                 "Both classes are needed in train and test."
             )
+        for file in files:
+            if os.fsencode(file).decode(errors="replace") != str(file):
+                raise UserError(
+                    f"{os.fsencode(file)!r}: a name that is not UTF-8, as archives of other systems have; rename the "
+                    "file, or unpack it with its own encoding (unzip -O latin1)."
+                )
         pairs += [(label, file) for file in files]
     return pairs
 
@@ -232,8 +238,11 @@ def bad_files_message(bad: Sequence[tuple[str, str]], root: Path, films: int, sh
 def write_manifest(file: Path, records: Iterable[Record]) -> None:
     """Write manifest.csv through a temporary name; reading it back gives the same records."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, [field.name for field in fields(Record)])
-        writer.writeheader()
-        writer.writerows(asdict(record) for record in records)
-    os.replace(temporary, file)
+    try:
+        with temporary.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, [field.name for field in fields(Record)])
+            writer.writeheader()
+            writer.writerows(asdict(record) for record in records)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -24,18 +24,29 @@ from pneumonia.settings import UserError
 
 
 class Augmentation:
-    """uint8 [S, S] -> uint8 [S, S] by the operations of an augment file, in their order, from one random stream."""
+    """uint8 [S, S] -> uint8 [S, S] by the operations of an augment file, in their order, from one random stream.
 
-    def __init__(self, steps: Sequence[Mapping[str, Any]]) -> None:
+    Raises UserError for operations that can't be built, or leave a film of `side` pixels anything else.
+    """
+
+    def __init__(self, steps: Sequence[Mapping[str, Any]], side: int) -> None:
         self.steps = [build("augment", step) for step in steps]
         self.calls = [partial(affine if type(step) is albumentations.Affine else call, step) for step in self.steps]
         self.bits = np.random.Philox(0)
         self.python = random.Random(0)
         for step in self.steps:
             step.set_random_state(np.random.Generator(self.bits), self.python)
-
-        if self(np.zeros((64, 64), np.uint8), 0, 0, 0).shape != (64, 64):
+        try:
+            left = self(np.zeros((side, side), np.uint8), 0, 0, 0)
+        except Exception as error:  # albumentations and OpenCV raise many kinds
+            raise UserError(f"augment.steps: {error} (films of {side} x {side} px)") from error
+        if left.shape != (side, side):
             raise UserError("augment.steps: a step changes the size of the films; data.image_size= sets that.")
+        if left.dtype != np.uint8:
+            raise UserError(
+                f"augment.steps: a step makes {left.dtype} of the films' uint8, as Normalize and ToFloat do; leave it "
+                "out, standardize=centre brings films to one mean and spread."
+            )
 
     def __call__(self, film: np.ndarray, seed: int, epoch: int, index: int, again: int = 0) -> np.ndarray:
         """`again`: how often this epoch drew the film before."""

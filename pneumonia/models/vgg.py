@@ -62,8 +62,9 @@ def vgg16(weights: str | None, trainable_blocks: int, head: Sequence[int], dropo
     """VGG16's convolutions under a dense head of the widths `head`, Glorot start; 224 px flatten to 25,088 features.
 
     `weights`: a member of torchvision's VGG16_Weights (downloaded once to torch's cache), a file with a state dict of
-    torchvision's vgg16, of its features or of this network, or None for torchvision's random start. A file and a
-    random start use the mean and std of IMAGENET1K_V1. Raises ValueError for weights that can't be had or don't fit.
+    torchvision's vgg16 (those that begin with features. are enough) or of this network, or None for torchvision's
+    random start. A file and a random start use the mean and std of IMAGENET1K_V1. Raises ValueError for weights that
+    can't be had or don't fit.
     """
     from torchvision.models import VGG16_Weights
     from torchvision.models import vgg16 as torchvision_vgg16

@@ -150,12 +150,12 @@ class History(L.Callback):
     """One row an epoch in metrics.csv, and one plain line in the log: what the epoch reached and how fast it went.
 
     images_per_second is over the training steps; waiting_for_data is the share of that time between steps, in which the
-    next batch was fetched.
+    next batch was fetched; learning_rate is that of the last step.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.started = self.stepped = self.waited = 0.0
+        self.started = self.stepped = self.waited = self.rate = 0.0
         self.films = 0
         self.row: dict[str, float] = {}
 
@@ -171,6 +171,7 @@ class History(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self.waited += time.perf_counter() - self.stepped
+        self.rate = float(trainer.optimizers[0].param_groups[0]["lr"])  # after the step it is the next one's
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -185,7 +186,7 @@ class History(L.Callback):
             self.row = {
                 "images_per_second": self.films * trainer.world_size / seconds,
                 "waiting_for_data": self.waited / seconds,
-                "learning_rate": float(trainer.optimizers[0].param_groups[0]["lr"]),
+                "learning_rate": self.rate,
             }
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -219,16 +220,6 @@ def append_row(file: Path, row: dict[str, float]) -> None:
         writer.writerow({name: "" if math.isnan(value) else value for name, value in row.items()})
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def read_history(file: Path) -> list[dict[str, float | None]]:
-    """The rows of metrics.csv; an empty value is None. No file gives no rows."""
-    if not file.exists():
-        return []
-    with file.open(newline="") as stream:
-        return [
-            {name: float(value) if value else None for name, value in row.items()} for row in csv.DictReader(stream)
-        ]
 
 
 def kept_row(
@@ -328,7 +319,14 @@ class Checkpoint(ModelCheckpoint):
 
 
 class StopEarly(EarlyStopping):
-    """Lightning's, but a run that was killed between this decision and its end doesn't train on when resumed."""
+    """Lightning's, but a run that was killed between this decision and its end doesn't train on when resumed, one that
+    goes on has the patience of its settings, and an epoch without a value is one that is no better."""
+
+    def __init__(self, monitor: str, patience: int) -> None:
+        super().__init__(monitor, patience=patience, mode=mode_of(monitor), check_finite=False)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict | {"patience": self.patience})
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.wait_count >= max(1, self.patience):  # 0: the first epoch that is no better

@@ -60,7 +60,13 @@ def load_classifier(path: Path) -> Classifier:
     if not path.is_file():
         raise UserError(f"checkpoint={path}: no such file; expected <run>/checkpoints/best.ckpt.")
     state, spec = read_exported(path) if path.suffix == EXPORTED else read_checkpoint(path)
-    classifier = Classifier(**spec | {"model": without_download(spec["model"])})
+    try:
+        classifier = Classifier(**spec | {"model": without_download(spec["model"])})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"checkpoint={path}: its settings are not those of a model of this version ({error}); "
+            "expected <run>/checkpoints/best.ckpt."
+        ) from error
     try:
         classifier.load_state_dict(state)
     except RuntimeError as error:

@@ -27,6 +27,7 @@ from pneumonia.training.views import KEPT, STANDARDIZE, blurred, by_surroundings
 
 FUSED = ("Adam", "AdamW", "SGD")  # torch's optimizers that can be on any device, from torch 2.11 on
 NEITHER = -1  # a label that no metric counts
+ASKED = {"val/auroc": (0, 1), "val/average_precision": (0, 1), "val/sensitivity": (1,), "val/specificity": (0,)}
 
 
 class Classifier(L.LightningModule):
@@ -161,10 +162,11 @@ class Classifier(L.LightningModule):
         return loss
 
     def on_validation_epoch_end(self) -> None:
-        one_class = self.validation_scores()[1].unique().numel() < 2
+        classes = self.validation_scores()[1].unique().tolist()
         values = closed(self.val_metrics) | {"val/loss": closed_mean(self.val_loss)}
-        if one_class:  # torchmetrics would say 0
-            values |= {"val/auroc": torch.tensor(torch.nan), "val/average_precision": torch.tensor(torch.nan)}
+        for name, asked in ASKED.items():
+            if not set(asked) <= set(classes):  # torchmetrics would say 0
+                values[name] = torch.tensor(torch.nan)
         shown = ("val/loss", "val/accuracy", "val/auroc")
         self.log_dict({name: values[name] for name in shown}, prog_bar=True)
         self.log_dict({name: value for name, value in values.items() if name not in shown})
@@ -188,6 +190,21 @@ class Classifier(L.LightningModule):
         total = int(self.trainer.estimated_stepping_batches)
         schedule = LambdaLR(optimizer, self.build_factor(max(1, total // (self.trainer.max_epochs or 1)), total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """The rate, decay and the like are those of the settings, which force=true may have changed, where a checkpoint
+        brought its own with the optimizer's state."""
+        schedule = self.trainer.lr_scheduler_configs[0].scheduler
+        assert isinstance(schedule, LambdaLR)
+        told = self.build_optimizer().param_groups
+        schedule.base_lrs = [group["lr"] for group in told]
+        schedule._last_lr = [
+            rate * factor(schedule.last_epoch)
+            for rate, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        ]
+        for group, new, rate in zip(schedule.optimizer.param_groups, told, schedule._last_lr, strict=True):
+            numbers = {name: value for name, value in new.items() if name not in ("params", "fused", "foreach")}
+            group.update(numbers | {"initial_lr": new["lr"], "lr": rate})
 
     def build_optimizer(self, fused: bool = True) -> torch.optim.Optimizer:
         """Lightning clips no gradients of a fused optimizer under mixed precision; one that isn't told `fused` takes a

@@ -19,7 +19,7 @@ from pneumonia.data.split import class_counts
 from pneumonia.models.vgg import VGG
 from pneumonia.settings import TrainConfig, UserError, launched
 from pneumonia.training.alignment import FILMS
-from pneumonia.training.callbacks import kept_row, read_history
+from pneumonia.training.callbacks import kept_row
 from pneumonia.training.checkpoint import load_classifier
 from pneumonia.training.classifier import Classifier
 from pneumonia.workflows.audit import write_audit
@@ -30,6 +30,7 @@ from pneumonia.workflows.pictures import draw_after, draw_before
 from pneumonia.workflows.predictions import predict, summarize, write_predictions
 from pneumonia.workflows.record import RunRecord, write_json
 from pneumonia.workflows.resume import Place, flat, keep_settings, place_of, refuse_other_films, refuse_other_state
+from pneumonia.workflows.sources import read_numbers
 from pneumonia.workflows.trainer import build_trainer, quiet, say_emulated, say_processes, uses_gpu
 
 log = logging.getLogger(__name__)
@@ -162,7 +163,7 @@ def test_best(
     write_predictions(folder / "predictions.csv", predictions)
     metrics = summarize(predictions)
     write_json(folder / "metrics.json", metrics)
-    history = read_history(folder / "metrics.csv")
+    history = read_numbers(folder / "metrics.csv")
     row = kept_row(history, config.objective, config.keep)
     draw_after(folder, metrics, history, None if row is None else int(row["epoch"] or 0))
     objective = None if row is None else row[config.objective]

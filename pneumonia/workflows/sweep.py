@@ -35,6 +35,7 @@ from pneumonia.workflows.processes import (
     own_port,
 )
 from pneumonia.workflows.record import read_json, write_json, written
+from pneumonia.workflows.resume import unfinished_run
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ def run_job(config: TrainConfig) -> float:
     if not one_at_a_time():
         name_lines(folder.name)
     with only_one(folder / ".hydra" / "lock", wait=swept), own_port(), ending_with_sweep(), ending_at_sigterm():
+        if config.resume is not None:
+            unfinished_run(config.resume)  # who was at it when this began may have finished it
         return run_in_sweep(config, folder, fit_and_test) if swept else fit_and_test(config)
 
 

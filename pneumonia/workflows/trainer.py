@@ -31,7 +31,6 @@ from pneumonia.training.callbacks import (
     UnfreezeAt,
     best_checkpoint,
     last_checkpoint,
-    mode_of,
 )
 from pneumonia.training.checkpoint import AtomicCheckpointIO
 from pneumonia.training.graphs import ReplayedNet
@@ -107,7 +106,7 @@ def callbacks(config: TrainConfig, folder: Path) -> list[L.Callback]:
     if config.unfreeze_epoch is not None:
         chosen.append(UnfreezeAt(config.unfreeze_epoch))
     if config.stop_on is not None:
-        chosen.append(StopEarly(config.stop_on, patience=config.patience, mode=mode_of(config.stop_on)))
+        chosen.append(StopEarly(config.stop_on, config.patience))
     return [*chosen, best_checkpoint(checkpoints, config.objective, config.keep), last_checkpoint(checkpoints)]
 
 

@@ -114,6 +114,19 @@ def test_an_unknown_layer_is_refused_with_the_list(name, films):
         method_of(name, layer="features.9").attribute(small_cnn(), films)
 
 
+@pytest.mark.parametrize("name", ["gradcam", "guided_gradcam"])
+@pytest.mark.parametrize(("layer", "gives"), [("head", r"\[1\], no"), ("head.0", r"\[\d+\], no")])
+def test_a_layer_without_feature_maps_is_refused_with_those_that_have_some(name, layer, gives, films):
+    with pytest.raises(ValueError, match=f"layer={layer} gives {gives} feature maps; try one of features.0.0"):
+        method_of(name, layer=layer).attribute(small_cnn(), films)
+
+
+@pytest.mark.parametrize("name", ["smoothgrad", "gradient_shap"])
+def test_a_spread_below_zero_is_refused(name):
+    with pytest.raises(ValueError, match=r"stdev=-0.1: expected a number from 0"):
+        method_of(name, stdev=-0.1)
+
+
 @pytest.mark.parametrize("name", ["smoothgrad", "gradient_shap"])
 def test_another_seed_is_another_draw(name, films):
     net = small_cnn()

@@ -69,7 +69,7 @@ def told(name: str, rounds: list[list[float]], names: list[str]) -> float:
 def loader_of(films: FilmCache, records: list[Record], count: int) -> DataLoader:
     """Our loader over `count` draws of the cached films with augment=keras."""
     rows = np.resize(films.rows(records), count)
-    dataset = FilmDataset(films, rows, np.zeros(count, np.float32), Augmentation(KERAS), 0)
+    dataset = FilmDataset(films, rows, np.zeros(count, np.float32), Augmentation(KERAS, SIZE), 0)
     return FilmLoader(dataset, BATCH, sampler=EpochSampler(count, 0, True), collate_fn=labels_as_arrays)
 
 
@@ -158,7 +158,7 @@ def test_an_epoch_starts_at_once_and_its_cost_is_linear(tmp_path: Path) -> None:
         with (tmp_path / "pixels.u8").open("wb") as stream:
             stream.truncate(count * SIZE * SIZE)  # sparse
         films = FilmCache(tmp_path, SIZE, [])
-        dataset = FilmDataset(films, np.arange(count), np.zeros(count, np.float32), Augmentation([]), 0)
+        dataset = FilmDataset(films, np.arange(count), np.zeros(count, np.float32), Augmentation([], SIZE), 0)
         loader = FilmLoader(dataset, BATCH, sampler=EpochSampler(count, 0, True), collate_fn=labels_as_arrays)
         for _ in loader:  # the pages are the kernel's from here on
             pass

@@ -20,8 +20,9 @@ from pneumonia.data.cache import FilmCache
 from pneumonia.data.datamodule import FilmDataModule
 from pneumonia.data.records import Record
 from pneumonia.settings import usable_cores
-from pneumonia.training.callbacks import History, ReseedEachStep, read_history
+from pneumonia.training.callbacks import History, ReseedEachStep
 from pneumonia.training.classifier import Classifier
+from pneumonia.workflows.sources import read_numbers
 from pneumonia.workflows.trainer import SpeakInChild, quiet
 
 pytestmark = pytest.mark.benchmark
@@ -65,7 +66,7 @@ def rate(folder: Path, size: int, steps: int, processes: int, threads: int) -> f
         use_distributed_sampler=False,
     )  # fmt: skip
     trainer.fit(Classifier(baseline(size), ADAM, CONSTANT), films)
-    return float(read_history(folder / "metrics.csv")[-1]["images_per_second"] or 0)
+    return float(read_numbers(folder / "metrics.csv")[-1]["images_per_second"] or 0)
 
 
 def all_reduce(rank: int, store: str, parameters: int, result: str) -> None:

@@ -1,5 +1,6 @@
 """With which settings and which films a run goes on."""
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +92,8 @@ def test_what_is_refused_leaves_the_runs_settings_and_what_is_forced_is_kept(
     command("train", f"resume={folder}", "force=true", "optimizer.lr=0.005", "epochs=3")
     assert OmegaConf.load(folder / ".hydra" / "config.yaml").optimizer.lr == 0.005
     assert "optimizer.lr=0.005" in OmegaConf.load(folder / ".hydra" / "overrides.yaml")
+    rates = [float(row["learning_rate"]) for row in csv.DictReader((folder / "metrics.csv").open())]
+    assert rates[2:] == [0.005] and 0.005 not in rates[:2]
 
 
 def test_a_path_with_an_apostrophe_is_read_as_it_is_told() -> None:

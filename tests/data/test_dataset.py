@@ -88,12 +88,22 @@ def test_a_film_that_is_drawn_again_is_augmented_anew(phantoms: Path, world: int
 
 
 def test_what_is_not_drawn_again_is_augmented_from_seed_epoch_and_index_alone() -> None:
-    augmentation = Augmentation(steps("strong"))
+    augmentation = Augmentation(steps("strong"), 64)
     augmentation.reseed(3, 1, 5, 0)
     place = 1 << 32 | 5
     told = np.random.Generator(np.random.Philox(key=np.array([3, place], np.uint64)))
     assert np.array_equal(np.random.Generator(augmentation.bits).random(4), told.random(4))
     assert augmentation.python.random() == random.Random(3 << 64 | place).random()
+
+
+def test_no_film_trains_by_itself(phantoms: Path) -> None:
+    films = datamodule(phantoms)
+    count = len(films.datasets["train"])
+    for size, left in ((count - 1, [count - 1]), (count - 2, [count - 2, 2]), (count, [count]), (1, [1] * count)):
+        films.batch_size = size
+        assert [len(batch["target"]) for batch in films.train_dataloader()] == left
+    films.batch_size = len(films.datasets["val"]) - 1
+    assert [len(batch["target"]) for batch in films.val_dataloader()] == [films.batch_size, 1]
 
 
 def test_only_films_travel_through_shared_memory(phantoms: Path) -> None:
@@ -116,7 +126,7 @@ def test_persistent_workers_know_the_epoch(phantoms: Path) -> None:
 
 def test_operations_of_a_film_are_independent_draws() -> None:
     """albumentations.Compose would seed each operation alike, so that the flip foretells the rotation."""
-    augmentation = Augmentation(steps("keras"))
+    augmentation = Augmentation(steps("keras"), 64)
     ramp = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
     rows = []
     for index in range(400):
@@ -130,7 +140,7 @@ def test_operations_of_a_film_are_independent_draws() -> None:
 
 @pytest.mark.parametrize("name", ["light", "keras", "strong"])
 def test_our_short_way_through_affine_is_albumentations_own(name: str) -> None:
-    short, long = Augmentation(steps(name)), Augmentation(steps(name))
+    short, long = Augmentation(steps(name), 64), Augmentation(steps(name), 64)
     long.calls = [partial(call, step) for step in long.steps]
     film = np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)
     for index in range(50):
@@ -139,7 +149,7 @@ def test_our_short_way_through_affine_is_albumentations_own(name: str) -> None:
 
 def test_keras_ranges_are_reached_and_not_passed() -> None:
     """A dot at the centre goes at most 0.2 of the side away (nearest-pixel rounding aside), and often past 0.1."""
-    augmentation = Augmentation(steps("keras"))
+    augmentation = Augmentation(steps("keras"), 64)
     dot = np.zeros((101, 101), np.uint8)
     dot[48:53, 48:53] = 255
     places = []
@@ -154,7 +164,7 @@ def test_keras_ranges_are_reached_and_not_passed() -> None:
 
 def test_keras_turns_and_zooms_by_as_much_as_it_says_and_no_more() -> None:
     """The 2 x 2 matrix that takes two dots, right of and below a third one, to where they are seen."""
-    augmentation = Augmentation(steps("keras"))
+    augmentation = Augmentation(steps("keras"), 64)
     found = []
     for index in range(200):
         seen = []
@@ -175,12 +185,31 @@ def test_keras_turns_and_zooms_by_as_much_as_it_says_and_no_more() -> None:
 
 def test_an_empty_pipeline_leaves_the_film_as_it_is() -> None:
     film = np.arange(64, dtype=np.uint8).reshape(8, 8)
-    assert Augmentation([])(film, 0, 0, 0) is film
+    assert Augmentation([], 8)(film, 0, 0, 0) is film
 
 
-def test_a_step_outside_the_allowed_names_is_refused() -> None:
-    with pytest.raises(UserError, match=r"os\.system"):
-        Augmentation([{"_target_": "os.system", "command": "true"}])
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([{"_target_": "os.system", "command": "true"}], r"os\.system"),
+        (["light"], "augment: light: expected a mapping with _target_"),
+        ([{"_target_": "albumentations.Resize", "height": 64, "width": 64}], "changes the size of the films"),
+        ([{"_target_": "albumentations.RandomCrop", "height": 200, "width": 200}], r"augment.steps: .*112 x 112 px"),
+        ([{"_target_": "albumentations.ToFloat", "max_value": 255.0}], "makes float32 of the films' uint8"),
+        ([{"_target_": "albumentations.Normalize"}], "makes float32 of the films' uint8"),
+    ],
+)
+def test_steps_that_leave_no_film_of_its_size_and_kind_are_refused(steps: list, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Augmentation(steps, 112)
+
+
+def test_steps_may_be_meant_for_one_size() -> None:
+    steps = [
+        {"_target_": "albumentations.RandomCrop", "height": 100, "width": 100},
+        {"_target_": "albumentations.Resize", "height": 112, "width": 112},
+    ]
+    assert Augmentation(steps, 112)(np.zeros((112, 112), np.uint8), 0, 0, 0).shape == (112, 112)
 
 
 @pytest.mark.parametrize("size", [7, 8, 313])

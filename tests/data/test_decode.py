@@ -96,10 +96,17 @@ def png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + parts
 
 
-def jpeg() -> bytes:
+def jpeg(exif: bytes = b"") -> bytes:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300), dtype=np.uint8))
     stream = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300), dtype=np.uint8)).save(stream, "JPEG")
+    noise.save(stream, "JPEG", exif=exif)
     return stream.getvalue()
+
+
+# on its side (0x0112 is 6), and tag 0x0121, whose values are numbers, holds a text: Pillow can't write it anew
+TEXT_FOR_NUMBERS = bytes.fromhex(
+    "45786966 0000 4d4d002a 00000008 0002 0121 0002 00000029 00000026 0112 0003 00000001 00060000 00000000"
+) + b"x" * 40 + bytes(2)  # fmt: skip
 
 
 @pytest.mark.parametrize("told", range(1, 9))
@@ -130,8 +137,9 @@ def test_a_torn_exif_tag_is_as_none(tmp_path: Path) -> None:
         (png(10_000, 10_000), "decompression bomb"),  # of which Pillow itself only warns
         (png(64, 64), "truncated"),
         (b"GIF89a" + bytes(100), "not a JPEG or PNG"),
+        (jpeg(TEXT_FOR_NUMBERS), "not an integer"),
     ],
-    ids=["empty", "text", "truncated", "bomb", "small bomb", "short png", "gif"],
+    ids=["empty", "text", "truncated", "bomb", "small bomb", "short png", "gif", "exif"],
 )
 def test_a_bad_file_is_refused_with_its_reason(content: bytes, reason: str) -> None:
     with pytest.raises(BadFilm, match=reason):

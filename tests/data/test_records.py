@@ -1,5 +1,6 @@
 """Records know whose film it is, and a folder that does not fit is refused by name."""
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +53,16 @@ def test_a_scan_finds_every_film_once_and_merges_an_official_val_into_train(film
     assert sorted(Path(r.path).name for r in after) == sorted(Path(r.path).name for r in before)
     assert {r.split for r in after if r.path.startswith("val/")} == {"train"}
     assert not unknown
+
+
+def test_a_name_that_is_not_utf_8_is_told(films_copy: Path) -> None:
+    film = next((films_copy / "train" / "NORMAL").iterdir())
+    try:
+        film.rename(film.with_name(os.fsdecode(b"caf\xe9.jpeg")))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    with pytest.raises(UserError, match=r"caf\\xe9\.jpeg.*a name that is not UTF-8"):
+        scan_folder(films_copy, "strict")
 
 
 def test_masks_beside_the_films_are_not_films(phantoms: Path) -> None:

@@ -1,5 +1,6 @@
 """The loss and the metrics are what they say, and a checkpoint holds nothing but tensors and plain values."""
 
+import csv
 import io
 import math
 import pickle
@@ -24,13 +25,16 @@ from pneumonia.training.callbacks import (
     AveragedWeights,
     Bar,
     CompiledNet,
+    History,
     NonFiniteLoss,
     ReseedEachStep,
+    StopEarly,
     StopOnNonFiniteLoss,
     TensorBoardPictures,
     UnfreezeAt,
     best_checkpoint,
     kept_row,
+    last_checkpoint,
 )
 from pneumonia.training.checkpoint import AtomicCheckpointIO, load_classifier
 from pneumonia.training.classifier import Classifier, Mean, parameter_groups
@@ -98,11 +102,13 @@ def test_validation_metrics_equal_sklearns_whatever_the_batches(tmp_path: Path) 
     assert got["val/loss"] == pytest.approx(loss, rel=1e-4)
 
 
-def test_auroc_of_one_class_is_undefined_and_not_zero(tmp_path: Path) -> None:
-    rows = [row for batch in batches(20, 1) for row in [batch] if batch["target"] == 1]
+@pytest.mark.parametrize(("of", "other"), [("sensitivity", "specificity"), ("specificity", "sensitivity")])
+def test_what_one_class_leaves_undefined_is_not_zero(tmp_path: Path, of: str, other: str) -> None:
+    rows = [row for batch in batches(20, 1) for row in [batch] if batch["target"] == (of == "sensitivity")]
     films = DataLoader([{k: v[0] for k, v in row.items()} for row in rows], 4)  # type: ignore[arg-type]
     [got] = trainer(tmp_path).validate(classifier(), films, verbose=False)
-    assert math.isnan(got["val/auroc"]) and math.isnan(got["val/average_precision"])
+    assert all(math.isnan(got[f"val/{name}"]) for name in ("auroc", "average_precision", other))
+    assert got[f"val/{of}"] == pytest.approx(float(got["val/accuracy"]))
 
 
 def test_films_without_lungs_count_in_no_training_accuracy() -> None:
@@ -276,9 +282,49 @@ def test_the_schedule_sets_the_rate_of_every_step(tmp_path: Path) -> None:
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
     step = {"_target_": "pneumonia.training.schedules.step", "milestones": [1], "gamma": 0.1, "warmup": 0.5}
-    shown = trainer(tmp_path, Watch(), epochs=2)
-    shown.fit(classifier(schedule=step), batches())
+    shown = trainer(tmp_path, Watch(), History(tmp_path / "metrics.csv"), epochs=2)
+    shown.fit(classifier(schedule=step), batches(), batches())
     assert rates == pytest.approx([0.01 / 3, 0.02 / 3, 0.01, 0.001, 0.001, 0.001])
+    told = [float(row["learning_rate"]) for row in csv.DictReader((tmp_path / "metrics.csv").open())]
+    assert told == pytest.approx([0.01, 0.001])
+
+
+def test_what_goes_on_has_the_rate_and_decay_of_its_settings_and_else_the_state_of_the_checkpoint(
+    tmp_path: Path,
+) -> None:
+    step = {"_target_": "pneumonia.training.schedules.step", "milestones": [1], "gamma": 0.1, "warmup": 0.0}
+    trainer(tmp_path, last_checkpoint(tmp_path), epochs=1).fit(classifier(schedule=step), batches(), batches())
+    before = torch.load(tmp_path / "last.ckpt", weights_only=True)["optimizer_states"][0]["state"][0]["exp_avg_sq"]
+    seen: list[Any] = []
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            [*groups], state = trainer.optimizers[0].param_groups, trainer.optimizers[0].state_dict()["state"]
+            seen.append([(group["lr"], group["weight_decay"]) for group in groups] + [state[0]["exp_avg_sq"].clone()])
+
+    changed = ADAM | {"lr": 0.5, "weight_decay": 0.3}
+    trainer(tmp_path, Watch(), epochs=2).fit(
+        classifier(schedule=step, optimizer=changed), batches(), batches(), ckpt_path=tmp_path / "last.ckpt",
+        weights_only=True,
+    )  # fmt: skip
+    kernels, others, moment = seen[0]
+    assert kernels == pytest.approx((0.05, 0.3)) and others == pytest.approx((0.05, 0.0))
+    assert torch.equal(moment, before)
+    assert [rates[0][0] for rates in seen] == pytest.approx([0.05] * 3)
+
+
+def test_an_early_stop_that_goes_on_has_the_patience_of_its_settings() -> None:
+    saved, stop = StopEarly("val/auroc", 9), StopEarly("val/auroc", 4)
+    saved.wait_count = 2
+    stop.load_state_dict(saved.state_dict())
+    assert (stop.patience, stop.wait_count) == (4, 2)
+
+
+def test_an_epoch_without_a_value_is_one_that_is_no_better(tmp_path: Path) -> None:
+    ill = DataLoader([row for row in batches().dataset if row["target"] == 1], 4)
+    fit = trainer(tmp_path, StopEarly("val/auroc", 3), epochs=9)
+    fit.fit(classifier(), batches(), ill)
+    assert fit.current_epoch == 3
 
 
 def test_dropout_depends_on_seed_and_step_alone(tmp_path: Path) -> None:
@@ -330,6 +376,15 @@ def test_weights_of_another_model_in_a_checkpoint_are_refused(tmp_path: Path) ->
     content = {"hyper_parameters": dict(model.hparams), "state_dict": {"net.other": torch.zeros(1)}}
     torch.save(content, tmp_path / "x.ckpt")
     with pytest.raises(UserError, match="don't fit the model"):
+        load_classifier(tmp_path / "x.ckpt")
+
+
+@pytest.mark.parametrize("change", [{"lr": 1e-3}, {"model": None}, None], ids=["more", "no model", "another's"])
+def test_a_checkpoint_of_another_project_or_version_is_refused(tmp_path: Path, change: dict | None) -> None:
+    model = classifier()
+    told = {"lr": 1e-3} if change is None else dict(model.hparams) | change
+    torch.save({"hyper_parameters": told, "state_dict": model.state_dict()}, tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match="its settings are not those of a model of this version"):
         load_classifier(tmp_path / "x.ckpt")
 
 
