@@ -31,6 +31,11 @@ CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if 
 OmegaConf.register_new_resolver("short_hash", lambda text: hashlib.sha256(str(text).encode()).hexdigest()[:10])
 OmegaConf.register_new_resolver("direction_of", lambda name: "minimize" if name.endswith("loss") else "maximize")
 OmegaConf.register_new_resolver("trials_at_once", lambda jobs: usable_cores() if jobs < 0 else jobs)  # -1: every core
+SWEPT = {  # an example of a sweep
+    "train": "seed=1,2,3", "prepare": "data.image_size=64,112", "compare": "metric=auroc,accuracy",
+    "evaluate": "run=outputs/a,outputs/b", "predict": "run=outputs/a,outputs/b", "explain": "run=outputs/a,outputs/b",
+    "scoreboard": "run=outputs/a,outputs/b",
+}  # fmt: skip
 OPEN = ("model", "optimizer", "schedule", "augment", "attribution", "attributions")  # sets with arguments of their own
 ELSEWHERE = "Set hydra.run.dir=/a/writable/folder."
 EXTRAS = {  # what is typed: (the package it needs, the extra that brings it)
@@ -62,6 +67,13 @@ def groups(name: str) -> tuple[str, ...]:
     return tuple(key for key in keys if not key.startswith("override "))
 
 
+def optional_group(name: str, group: str) -> bool:
+    """Whether nothing is chosen of the group by default, as of search."""
+    file = OmegaConf.load(CONF / f"{name}.yaml")
+    assert isinstance(file, DictConfig)
+    return any(isinstance(entry, DictConfig) and entry.get(group, "") is None for entry in file.defaults)
+
+
 def help_text(name: str) -> str:
     """Every choice with the first comment line of its file, then every setting with its comment, as in the files."""
     lines = [f"python -m pneumonia.{name} [group=choice ...] [setting=value ...]", ""]
@@ -74,7 +86,7 @@ def help_text(name: str) -> str:
         if group in groups(name):
             lines += ["", f"{group}: settings (type {group}.NAME=value)"]
             lines += [f"  {line}" for line in body(CONF / group / f"{file}.yaml")]
-    lines += ["", f"-m runs a sweep over comma-separated values: python -m pneumonia.{name} -m seed=1,2,3"]
+    lines += ["", f"-m runs a sweep over comma-separated values: python -m pneumonia.{name} -m {SWEPT[name]}"]
     lines += ["--cfg job prints the composed settings; --hydra-help lists Hydra's own flags."]
     return "\n".join(lines)
 
@@ -129,7 +141,8 @@ def explain(name: str, error: Exception, overrides: Sequence[str]) -> str:
         if told := unreadable(override):
             return told
         if key in groups(name) and value not in choices(key):
-            hint = "; leave it out for none" if value == "null" else nearest(value, choices(key))
+            optional = value == "null" and optional_group(name, key)
+            hint = "; leave it out for none" if optional else nearest(value, choices(key))
             return f"{key}={value}: expected one of {', '.join(choices(key))}{hint}"
     base = compose(name, [o for o in overrides if o.partition("=")[0] in groups(name)]) if overrides else None
     known = list(setting_names(base)) if base is not None else []
@@ -138,6 +151,13 @@ def explain(name: str, error: Exception, overrides: Sequence[str]) -> str:
         if key not in (*known, *groups(name)) and not key.startswith("hydra"):
             return f"{override}: there is no setting {key}{nearest(key, known) or '; see --help for the list'}"
     cause = str(error.__cause__ or error).splitlines()[0]
+    setting = getattr(error.__cause__ or error, "full_key", None)
+    if setting and (given := [o for o in overrides if o.lstrip("+").partition("=")[0] == setting]):
+        return (
+            f"{given[-1]}: {cause}"
+            if "ListConfig" not in cause
+            else f"{given[-1]}: expected a list, as {setting}=[a,b]"
+        )
     culprit = next((o for o in overrides if o.partition("=")[2] and f"'{o.partition('=')[2]}'" in cause), "")
     return f"{culprit}{': ' if culprit else ''}{cause}"
 
@@ -330,6 +350,9 @@ def run_command(
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch: huge pages for large tensors, twice as fast on a CPU
     keep_freed_memory()
+    for place in ("PNEUMONIA_CACHE", "XDG_CACHE_HOME"):
+        if not os.environ.get(place, "."):
+            del os.environ[place]  # an empty one is as none (XDG Base Directory Specification)
     arguments = sys.argv[1:]
     if {"--help", "-h"} & set(arguments):
         show(help_text(name))
@@ -339,10 +362,11 @@ def run_command(
         if asks:
             check_question(name, arguments)
         else:
-            sys.argv[1:] = prepare_arguments(name, resolve([at_home(argument) for argument in arguments]), check)
-    except UserError as error:
+            told = [at_home(argument) for argument in without_plus(name, arguments)]
+            sys.argv[1:] = prepare_arguments(name, resolve(told), check)
+    except (UserError, PermissionError) as error:
         if speaks():
-            print(f"pneumonia.{name}: {error}", file=sys.stderr)
+            print(f"pneumonia.{name}: {plain(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:  # films may be downloaded and decoded here
         if speaks():
@@ -364,6 +388,18 @@ def keep_freed_memory() -> None:
             if name not in os.environ:
                 os.environ[name] = str(value)
                 mallopt(number, value)
+
+
+def without_plus(name: str, arguments: Sequence[str]) -> list[str]:
+    """+key=value and ++key=value of a closed setting as key=value, so that it is checked as that: what is there needs
+    no adding."""
+    if not any(argument.startswith("+") for argument in arguments):
+        return list(arguments)
+    known = {key for key in setting_names(compose(name, [])) if key.partition(".")[0] not in OPEN}
+    plain_ones = [argument.lstrip("+") for argument in arguments]
+    return [
+        one if one.partition("=")[0] in known else argument for one, argument in zip(plain_ones, arguments, strict=True)
+    ]
 
 
 def at_home(argument: str) -> str:
@@ -393,6 +429,9 @@ def speaks() -> bool:
 def prepare_arguments(name: str, arguments: list[str], check: Callable[[Any], None] | None) -> list[str]:
     """Check every run that the arguments ask for; for a single run, name its unused folder. Raises UserError."""
     multirun = bool({"-m", "--multirun"} & set(arguments))
+    for argument in arguments:
+        if argument.startswith("~") and not argument.startswith("~hydra"):
+            raise UserError(f"{argument}: a setting can't be taken away; give it another value (see --help).")
     flags = [argument for argument in arguments if argument.startswith("-")]
     unknown = [flag for flag in flags if flag not in ("-m", "--multirun")]
     if unknown:
@@ -451,7 +490,7 @@ def hand_to_hydra(
     def told(config: DictConfig) -> Any:
         try:
             return job(config)
-        except UserError as error:
+        except (UserError, PermissionError) as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN and refused is not None:
                 raise
             if not speaks():
@@ -471,8 +510,10 @@ def hand_to_hydra(
         raise SystemExit(130) from None
 
 
-def plain(error: UserError) -> str:
+def plain(error: UserError | PermissionError) -> str:
     """The error's own line; one that comes from a loader process is wrapped in that process's traceback."""
+    if isinstance(error, PermissionError):
+        return f"{error.filename}: permission denied; expected what this user may read. Mend that, or name another."
     text = str(error)
     return text.strip().splitlines()[-1].partition("UserError: ")[2] if "Original Traceback" in text else text
 

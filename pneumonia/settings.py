@@ -75,6 +75,13 @@ def nearest(word: str, choices: Sequence[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
+def not_empty(config: Any, *names: str, section: str = "") -> None:
+    """Raise UserError for a path that is typed as nothing, as by a shell's variable that isn't set."""
+    for name in names:
+        if getattr(config, name) == "":
+            raise UserError(f"{section}{name}= is empty: expected a path, or leave {section}{name} out.")
+
+
 @dataclass(unsafe_hash=True)
 class DataConfig:
     """Which films, how they are read and split: closed set, documented line by line in conf/data/chest_xray.yaml."""
@@ -101,9 +108,7 @@ class DataConfig:
     cache_dir: str = CACHE
 
     def __post_init__(self) -> None:
-        for key in ("root", "manifest"):
-            if getattr(self, key) == "":
-                raise UserError(f"data.{key}= is empty: expected a path, or leave data.{key} out.")
+        not_empty(self, "root", "manifest", "cache_dir", section="data.")
         one_of("data.source", self.source, ("folder", "synthetic"))
         one_of("data.resize", self.resize, ("squash", "pad", "crop"))
         one_of("data.patient_key", self.patient_key, ("strict", "conservative", "none"))
@@ -301,6 +306,7 @@ class EvaluateConfig:
     export: bool = False
 
     def __post_init__(self) -> None:
+        not_empty(self, "run", "predictions")
         if (self.run is None) == (self.predictions is None):
             raise UserError("Expected one of run=<folder of a finished run> and predictions=<file.csv>.")
         one_of("calibration", self.calibration, ("temperature", "platt"))
@@ -325,6 +331,7 @@ class PredictConfig:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
+        not_empty(self, "run", "checkpoint", "images", "output")
         if (self.run is None) == (self.checkpoint is None):
             raise UserError("Expected one of run=<folder of a finished run> and checkpoint=<file, or reference>.")
         if self.images is None:
@@ -346,6 +353,7 @@ class CompareConfig:
     output: str | None = None
 
     def __post_init__(self) -> None:
+        not_empty(self, "output")
         if not self.runs:
             raise UserError("runs is not set: type runs=<sweep folder>, or a list as 'runs=[outputs/a,outputs/b]'.")
         if self.operating_point.runs:
@@ -395,6 +403,7 @@ class ExplainConfig:
     output: str | None = None
 
     def __post_init__(self) -> None:
+        not_empty(self, "run", "checkpoint", "images", "root", "output")
         same_source(self.run, self.checkpoint, self.images)
         one_of("select", self.select, ("all", *OUTCOMES, "most_confident_mistakes"))
         one_of("pick", self.pick, ("random", "most_confident", "least_confident"))
@@ -411,6 +420,8 @@ class ExplainConfig:
             raise UserError(f"channel={self.channel}: expected first, strongest, mean or the number of a channel.")
         if self.activations not in (False, True, "only"):
             raise UserError(f"activations={self.activations}: expected false, true or only.")
+        if self.layers is not None and not self.layers:
+            raise UserError("layers=[]: expected null for those that show most, or names as layers=[features.0].")
 
 
 @dataclass
@@ -435,6 +446,7 @@ class ScoreboardConfig:
     accelerator: str = "auto"
 
     def __post_init__(self) -> None:
+        not_empty(self, "run", "root")
         if self.run is None:
             raise UserError("run is not set: type run=<folder of a finished run>.")
         one_of("select", self.select, (*OUTCOMES, "all"))
@@ -442,6 +454,8 @@ class ScoreboardConfig:
         one_of("accelerator", self.accelerator, ("auto", "cpu", "gpu"))
         for method in self.methods or []:
             one_of("methods", method, sorted(self.attributions))
+        if twice := sorted({method for method in self.methods or [] if (self.methods or []).count(method) > 1}):
+            raise UserError(f"methods: {twice[0]} stands there twice; expected each once.")
         if self.methods is not None and not self.methods:
             raise UserError(f"methods=[]: expected null for all, or some of {', '.join(sorted(self.attributions))}.")
         in_range("count", self.count, 2, 1000)

@@ -188,10 +188,12 @@ def promised(evidence: Evidence) -> Iterator[tuple[str, str]]:
         return
     for name, covered, interval in zip(("normal", "pneumonia"), sets["covered"], sets["interval"], strict=True):
         if interval and interval[1] < sets["promised"]:
-            text = (
-                f"Prediction sets promise to hold the truth for {100 * sets['promised']:.0f} % of {name} films, and do "
+            promised = f"{100 * sets['promised']:.10g} % of {name} films"
+            yield (
+                "warning",
+                f"Prediction sets promise to hold the truth for {promised}, and do for {100 * covered:.1f} %: "
+                "validation and test are not alike.",
             )
-            yield "warning", text + f"for {100 * covered:.1f} %: validation and test are not alike."
 
 
 def shortcuts(evidence: Evidence) -> Iterator[tuple[str, str]]:

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import logging
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -39,6 +40,7 @@ POINTS = 200  # of a drawn curve
 SETTINGS = 6  # that are shown, of those in which runs differ
 LONGEST = 24  # characters of a value that is shown
 PLACES = ("trainer.", "data.root", "data.manifest", "data.cache", "data.num_workers", "model.image_size")  # say nothing
+COUNT = ("trainer.precision", "trainer.limit_batches")  # of PLACES: they make another net all the same
 SEEDS_AND_FOLDS = ("seed", "data.fold", "data.manifest")  # in which runs of one group may differ
 
 
@@ -165,8 +167,13 @@ def settings_of(source: Source) -> dict[str, Any]:
 
 
 def group_of(source: Source) -> str:
-    """Names what runs of one group share: all settings but seed, fold and manifest; the model's name, a short hash."""
-    settings = {key: value for key, value in settings_of(source).items() if key not in SEEDS_AND_FOLDS}
+    """Names what runs of one group share: all settings but seed, fold, manifest and where and by how many processes it
+    was computed; the model's name, a short hash."""
+    settings = {
+        key: value
+        for key, value in settings_of(source).items()
+        if key in COUNT or not (key in SEEDS_AND_FOLDS or key.startswith(PLACES))
+    }
     if not settings:
         return source.folder.resolve().name
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:6]
@@ -214,6 +221,8 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         write_board(folder, board)
         if voted and voted[0].val is not None:
             write_vote(folder / "ensemble", voted[0], {run.name: sources[run.name] for run in best}, config)
+        elif (folder / "ensemble" / "vote.json").is_file():
+            shutil.rmtree(folder / "ensemble")  # of an earlier comparison, whose page this one replaced
     except OSError as error:
         raise UserError(f"output={folder} can't be written ({error}). Set output=/a/writable/folder.") from error
     describe(board)

@@ -135,7 +135,7 @@ def films_folder(data: DataConfig) -> Path:
     """The folder that film paths are relative to; draws or downloads the films first where that is asked for."""
     if data.source == "synthetic":
         name = f"{data.phantoms}-films-seed-{data.phantom_seed}-format-{FORMAT}"
-        folder = Path(data.cache_dir).expanduser() / "synthetic" / name
+        folder = Path(data.cache_dir).expanduser().resolve() / "synthetic" / name
         if not folder.is_dir():
             try:
                 draw_films(folder, data.phantoms, data.phantom_seed)

@@ -72,7 +72,8 @@ def command_of(folder: Path) -> str:
     told."""
     if not (folder / ".hydra" / "overrides.yaml").is_file():
         return ""
-    typed = [override for override in started_with(folder) if key_of(override) not in OWN]
+    apart = (*OWN, "search")  # what a search drew for its trial stands there too; by itself a trial is no search
+    typed = [override for override in started_with(folder) if key_of(override) not in apart]
     return shlex.join(["python", "-m", "pneumonia.train", *typed])
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from pneumonia.config import compose, quoted
 from pneumonia.data.records import Record
@@ -28,8 +30,8 @@ def resumed_arguments(arguments: Sequence[str]) -> list[str]:
     Settings typed beside resume= that differ from the run's are refused with a list, unless force=true is typed too.
     """
     typed = [argument for argument in arguments if key_of(argument) not in OWN]
-    wanted = next((value_of(a) for a in arguments if key_of(a) == "resume"), None)
-    if wanted is None:
+    wanted = next((value_of(a) for a in arguments if key_of(a) == "resume"), "null")
+    if wanted == "null":
         return list(arguments)
     folder = unfinished_run(wanted)
     refuse_beside(typed)
@@ -72,8 +74,14 @@ def forced(arguments: Sequence[str]) -> bool:
 
 def settings_of(folder: Path) -> dict[str, Any]:
     """{dotted name: value} of the run's saved settings; relative places are where they were when it started."""
-    saved = OmegaConf.load(folder / ".hydra" / "config.yaml")
-    was = {name: value for name, value in flat(OmegaConf.to_container(saved, resolve=True)).items() if name not in OWN}
+    file = folder / ".hydra" / "config.yaml"
+    try:
+        saved = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    except (OSError, OmegaConfBaseException, YAMLError) as error:
+        raise UserError(
+            f"{file} can't be read ({str(error).splitlines()[0]}): the run can't go on; start a new one."
+        ) from error
+    was = {name: value for name, value in flat(saved).items() if name not in OWN}
     if "standardize" in was:
         was["standardize"] = named_standardize(was["standardize"])
     root = read_json(folder / "run.json").get("data_root")
@@ -154,9 +162,8 @@ def newest_unfinished(outputs: Path = OUTPUTS) -> Path:
     told = {file.parent: read_json(file) for file in outputs.rglob("run.json")}
     runs = {run: record for run, record in told.items() if "started" in record and record.get("status") != "finished"}
     if not runs:
-        raise UserError(
-            f"resume=last: every run below {outputs.resolve()} is finished; name a folder with resume=<folder>."
-        )
+        found = "every run below {} is finished" if told else "there is no run below {}"
+        raise UserError(f"resume=last: {found.format(outputs.resolve())}; name a folder with resume=<folder>.")
     return max(runs, key=lambda run: str(runs[run]["started"])).resolve()
 
 

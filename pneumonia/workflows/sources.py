@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from pneumonia.config import PACKAGE
 from pneumonia.data.exported import EXPORTED, read_told
@@ -336,7 +337,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         loaded = OmegaConf.load(folder / ".hydra" / "config.yaml")
         found = OmegaConf.to_container(loaded, resolve=True)
-    except (OSError, OmegaConfBaseException, ValueError):
+    except (OSError, OmegaConfBaseException, YAMLError, ValueError):
         return {}
     return {str(name): value for name, value in found.items()} if isinstance(found, dict) else {}
 

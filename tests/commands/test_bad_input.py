@@ -1,5 +1,6 @@
 """Every mistake is one clear error: it names the value and the way out; no traceback, nothing half-written."""
 
+import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,9 @@ def refused(command: Command, capsys: pytest.CaptureFixture[str], *arguments: st
         ("model=null", "model=null: expected one of baseline"),
         ("experiment=null", "leave it out for none"),
         ("+foo=1", "+foo=1: there is no setting foo"),
+        ("++resume=nowhere", "resume=nowhere: not a run folder"),
+        ("~optimizer.lr", "~optimizer.lr: a setting can't be taken away"),
+        ("data.cache_dir=", "data.cache_dir= is empty: expected a path"),
         ("++data.val_fracton=0.3", "did you mean data.val_fraction?"),
         ("data.root=a,b", "several values need -m"),
         ("data.root=my films, k=v", "a comma, a quote or = is typed as"),
@@ -71,6 +75,26 @@ def refused(command: Command, capsys: pytest.CaptureFixture[str], *arguments: st
 )
 def test_a_mistyped_setting(command: Command, capsys: pytest.CaptureFixture[str], typed: str, message: str) -> None:
     assert message in refused(command, capsys, "data=synthetic", typed)
+
+
+def test_what_this_user_may_not_enter_is_told_and_an_empty_variable_is_as_none(
+    command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real = Path.is_dir
+
+    def closed(folder: Path) -> bool:
+        if str(folder) == "/theirs":
+            raise PermissionError(errno.EACCES, "Permission denied", "/theirs")
+        return real(folder)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.delenv("PNEUMONIA_CACHE")
+    from pneumonia.config import compose
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_dir", closed)
+        assert "/theirs: permission denied" in refused(command, capsys, "data.root=/theirs", "data.cache=false")
+    assert compose("train", []).data.cache_dir == str(Path.home() / ".cache" / "pneumonia")
 
 
 def test_of_a_setting_typed_twice_the_last_is_meant(command: Command, capsys: pytest.CaptureFixture[str]) -> None:

@@ -224,6 +224,8 @@ def test_the_best_runs_vote_where_so_many_are_asked_for(command: Command, sweep:
     ranked = [row["name"] for row in board_of(sweep / "comparison")["rows"] if not row["ensemble"]]
     told = json.loads((sweep / "comparison" / "ensemble" / "vote.json").read_text())
     assert told["vote"] == ranked[:2] and ranked[0] == "2" and "ensemble=2" in told["command"]
+    command("compare", f"runs={sweep}", QUICK, "ensemble=0")
+    assert not (sweep / "comparison" / "ensemble").exists()
 
 
 def test_the_page_sorts_by_itself_and_the_table_is_a_csv(command: Command, sweep: Path) -> None:
@@ -316,6 +318,22 @@ def test_what_an_older_version_did_not_know_or_named_otherwise_is_no_difference(
     board = board_of(tmp_path / "runs" / "comparison")
     assert {row["settings"] for row in board["rows"]} == {"seed=0", "seed=1", ""}
     assert {row["n"] for row in board["spread"]} == {2}
+
+
+def test_where_a_run_was_computed_makes_no_other_group_and_its_precision_does(command: Command, tmp_path: Path) -> None:
+    told = (
+        "trainer: {accelerator: cpu, devices: 1, precision: null}\n",
+        "trainer: {accelerator: auto, devices: 2, precision: null}\n",
+        "trainer: {accelerator: auto, devices: 2, precision: bf16-mixed}\n",
+    )
+    for number, settings in enumerate(told):
+        run = make_run(tmp_path / "runs" / str(number), rows_of(number))
+        config = (
+            (run / ".hydra" / "config.yaml").read_text().replace("root: /x", f"root: /{number}, num_workers: {number}")
+        )
+        (run / ".hydra" / "config.yaml").write_text(config + settings)
+    command("compare", "runs=runs", QUICK, "ensemble=0")
+    assert sorted(row["n"] for row in board_of(tmp_path / "runs" / "comparison")["spread"]) == [1, 1, 2, 2]
 
 
 def test_folds_share_test_and_not_validation(command: Command, tmp_path: Path) -> None:

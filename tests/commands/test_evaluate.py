@@ -347,6 +347,10 @@ def test_no_torch_is_loaded_and_it_is_quick(weighed: Path, tmp_path: Path) -> No
 
 def test_a_drop_on_test_is_said_in_words(weighed: Path, command: Command, tmp_path: Path, capsys: Any) -> None:
     run = make_run(tmp_path / "run", rows_of(shift=1.5, val=400, test=400))
+    command("evaluate", f"run={run}", "prevalence=0.0004", "coverage=0.999")
+    assert "where 0.04 % are ill" in (run / "report.html").read_text()
+    assert "for 99.9 % of the films" in (run / "report.html").read_text()
+    capsys.readouterr()
     command("evaluate", f"run={run}", "prevalence=0.1")
     told = capsys.readouterr().out
     assert "Specificity falls from" in told and "of 100 normal films are called pneumonia" in told
@@ -624,6 +628,7 @@ def test_the_command_that_repeats_the_run_can_be_typed(command: Command, tmp_pat
     """What was typed beside it is quoted for a shell; where the run went on, or of what sweep it was, is left out."""
     run = make_run(tmp_path / "run")
     typed = ["data.root=/my films", "search.lr=tag(log,interval(0.001,0.1))", f"resume={run}", "force=true"]
+    typed.append("search=cnn")  # a trial of it is none by itself
     (run / ".hydra" / "overrides.yaml").write_text("".join(f"- {json.dumps(override)}\n" for override in typed))
     command("evaluate", "run=run", QUICK)
     told = "python -m pneumonia.train 'data.root=/my films' 'search.lr=tag(log,interval(0.001,0.1))'"

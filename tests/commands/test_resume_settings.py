@@ -140,11 +140,16 @@ def test_what_cannot_be_resumed_is_refused(
         return told.out + told.err
 
     assert "not a run folder" in refused(f"resume={tmp_path}")
-    assert "is finished; name a folder" in refused("resume=last")
+    assert "there is no run below" in refused("resume=last")
     folder = interrupted(command, films_copy, monkeypatch)
     film = next((films_copy / "train" / "NORMAL").iterdir())
     film.rename(film.with_name("IM-9999-0001.png"))
     assert "the films are not those of the run" in refused(f"resume={folder}")
     film.with_name("IM-9999-0001.png").rename(film)
+    kept = (folder / ".hydra" / "config.yaml").read_bytes()
+    (folder / ".hydra" / "config.yaml").write_bytes(b"a: [")
+    assert "config.yaml can't be read" in refused(f"resume={folder}")
+    (folder / ".hydra" / "config.yaml").write_bytes(kept)
     command("train", f"resume={folder}")
     assert "this run is finished" in refused(f"resume={folder}")
+    assert "is finished; name a folder" in refused("resume=last")
