@@ -31,10 +31,9 @@ CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if 
 OmegaConf.register_new_resolver("short_hash", lambda text: hashlib.sha256(str(text).encode()).hexdigest()[:10])
 OmegaConf.register_new_resolver("direction_of", lambda name: "minimize" if name.endswith("loss") else "maximize")
 OmegaConf.register_new_resolver("trials_at_once", lambda jobs: usable_cores() if jobs < 0 else jobs)  # -1: every core
-SWEPT = {  # an example of a sweep
-    "train": "seed=1,2,3", "prepare": "data.image_size=64,112", "compare": "metric=auroc,accuracy",
-    "evaluate": "run=outputs/a,outputs/b", "predict": "run=outputs/a,outputs/b", "explain": "run=outputs/a,outputs/b",
-    "scoreboard": "run=outputs/a,outputs/b",
+SWEPT = {  # an example of a sweep, for commands whose jobs write to different places
+    "train": "seed=1,2,3", "prepare": "data.image_size=64,112", "evaluate": "run=outputs/a,outputs/b",
+    "explain": "run=outputs/a,outputs/b", "scoreboard": "run=outputs/a,outputs/b",
 }  # fmt: skip
 OPEN = ("model", "optimizer", "schedule", "augment", "attribution", "attributions")  # sets with arguments of their own
 ELSEWHERE = "Set hydra.run.dir=/a/writable/folder."
@@ -86,7 +85,9 @@ def help_text(name: str) -> str:
         if group in groups(name):
             lines += ["", f"{group}: settings (type {group}.NAME=value)"]
             lines += [f"  {line}" for line in body(CONF / group / f"{file}.yaml")]
-    lines += ["", f"-m runs a sweep over comma-separated values: python -m pneumonia.{name} -m {SWEPT[name]}"]
+    lines.append("")
+    if name in SWEPT:
+        lines.append(f"-m runs a sweep over comma-separated values: python -m pneumonia.{name} -m {SWEPT[name]}")
     lines += ["--cfg job prints the composed settings; --hydra-help lists Hydra's own flags."]
     return "\n".join(lines)
 
@@ -362,10 +363,11 @@ def run_command(
         if asks:
             check_question(name, arguments)
         else:
+            check_taken(arguments)
             told = [at_home(argument) for argument in without_plus(name, arguments)]
             sys.argv[1:] = prepare_arguments(name, resolve(told), check)
     except (UserError, PermissionError) as error:
-        if speaks():
+        if speaks() or isinstance(error, PermissionError):
             print(f"pneumonia.{name}: {plain(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:  # films may be downloaded and decoded here
@@ -390,12 +392,19 @@ def keep_freed_memory() -> None:
                 mallopt(number, value)
 
 
+def check_taken(arguments: Sequence[str]) -> None:
+    """Raise UserError for ~key: a command counts on its settings."""
+    for argument in arguments:
+        if argument.startswith("~") and not argument.startswith("~hydra"):
+            raise UserError(f"{argument}: a setting can't be taken away; give it another value (see --help).")
+
+
 def without_plus(name: str, arguments: Sequence[str]) -> list[str]:
     """+key=value and ++key=value of a closed setting as key=value, so that it is checked as that: what is there needs
     no adding."""
     if not any(argument.startswith("+") for argument in arguments):
         return list(arguments)
-    known = {key for key in setting_names(compose(name, [])) if key.partition(".")[0] not in OPEN}
+    known = {key for key in setting_names(compose(name, [])) if key.partition(".")[0] not in OPEN} | {*groups(name)}
     plain_ones = [argument.lstrip("+") for argument in arguments]
     return [
         one if one.partition("=")[0] in known else argument for one, argument in zip(plain_ones, arguments, strict=True)
@@ -429,9 +438,6 @@ def speaks() -> bool:
 def prepare_arguments(name: str, arguments: list[str], check: Callable[[Any], None] | None) -> list[str]:
     """Check every run that the arguments ask for; for a single run, name its unused folder. Raises UserError."""
     multirun = bool({"-m", "--multirun"} & set(arguments))
-    for argument in arguments:
-        if argument.startswith("~") and not argument.startswith("~hydra"):
-            raise UserError(f"{argument}: a setting can't be taken away; give it another value (see --help).")
     flags = [argument for argument in arguments if argument.startswith("-")]
     unknown = [flag for flag in flags if flag not in ("-m", "--multirun")]
     if unknown:
@@ -491,9 +497,11 @@ def hand_to_hydra(
         try:
             return job(config)
         except (UserError, PermissionError) as error:
+            if isinstance(error, PermissionError) and error.filename is None:
+                raise  # of no file
             if HydraConfig.get().mode == RunMode.MULTIRUN and refused is not None:
                 raise
-            if not speaks():
+            if not speaks() and isinstance(error, UserError):  # what another process may not read it tells itself
                 raise SystemExit(2) from None
             # Without an output_subdir there is no run folder: the command runs in the user's own, not to be removed.
             own = HydraConfig.get().output_subdir is None
@@ -513,7 +521,7 @@ def hand_to_hydra(
 def plain(error: UserError | PermissionError) -> str:
     """The error's own line; one that comes from a loader process is wrapped in that process's traceback."""
     if isinstance(error, PermissionError):
-        return f"{error.filename}: permission denied; expected what this user may read. Mend that, or name another."
+        return f"{error.filename}: permission denied; mend that, or name what this user may read and write."
     text = str(error)
     return text.strip().splitlines()[-1].partition("UserError: ")[2] if "Original Traceback" in text else text
 

@@ -22,6 +22,8 @@ import albumentations
 from pneumonia.build import build
 from pneumonia.settings import UserError
 
+DRAWS = 16  # that each pipeline is asked for at the start: a step of p=0.5 is in all but one of 65,536 such trials
+
 
 class Augmentation:
     """uint8 [S, S] -> uint8 [S, S] by the operations of an augment file, in their order, from one random stream.
@@ -37,15 +39,15 @@ class Augmentation:
         for step in self.steps:
             step.set_random_state(np.random.Generator(self.bits), self.python)
         try:
-            left = self(np.zeros((side, side), np.uint8), 0, 0, 0)
+            left = [self(np.zeros((side, side), np.uint8), 0, 0, number) for number in range(DRAWS)]
         except Exception as error:  # albumentations and OpenCV raise many kinds
             raise UserError(f"augment.steps: {error} (films of {side} x {side} px)") from error
-        if left.shape != (side, side):
+        if any(film.shape != (side, side) for film in left):
             raise UserError("augment.steps: a step changes the size of the films; data.image_size= sets that.")
-        if left.dtype != np.uint8:
+        if kinds := {film.dtype.name for film in left} - {"uint8"}:
             raise UserError(
-                f"augment.steps: a step makes {left.dtype} of the films' uint8, as Normalize and ToFloat do; leave it "
-                "out, standardize=centre brings films to one mean and spread."
+                f"augment.steps: a step makes {', '.join(kinds)} of the films' uint8, as Normalize and ToFloat do; "
+                "leave it out, standardize=centre brings films to one mean and spread."
             )
 
     def __call__(self, film: np.ndarray, seed: int, epoch: int, index: int, again: int = 0) -> np.ndarray:

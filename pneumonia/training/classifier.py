@@ -203,7 +203,8 @@ class Classifier(L.LightningModule):
             for rate, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
         ]
         for group, new, rate in zip(schedule.optimizer.param_groups, told, schedule._last_lr, strict=True):
-            numbers = {name: value for name, value in new.items() if name not in ("params", "fused", "foreach")}
+            flags = {name for name, value in new.items() if value is None or isinstance(value, bool)}  # fit the state
+            numbers = {name: value for name, value in new.items() if name not in (*flags, "params")}
             group.update(numbers | {"initial_lr": new["lr"], "lr": rate})
 
     def build_optimizer(self, fused: bool = True) -> torch.optim.Optimizer:

@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import logging
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -30,7 +29,7 @@ from pneumonia.workflows.record import write_all
 from pneumonia.workflows.resume import composed_settings, flat
 from pneumonia.workflows.sources import Source, read_run
 from pneumonia.workflows.stressed import needed_stress, same_stress
-from pneumonia.workflows.voting import credit_of, vote, voters, write_vote
+from pneumonia.workflows.voting import credit_of, drop_vote, vote, voters, write_vote
 from pneumonia.workflows.weighing import rounded, told_split
 
 log = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ POINTS = 200  # of a drawn curve
 SETTINGS = 6  # that are shown, of those in which runs differ
 LONGEST = 24  # characters of a value that is shown
 PLACES = ("trainer.", "data.root", "data.manifest", "data.cache", "data.num_workers", "model.image_size")  # say nothing
-COUNT = ("trainer.precision", "trainer.limit_batches")  # of PLACES: they make another net all the same
+FILMS_LAY = ("data.root", "data.cache", "data.cache_dir", "data.num_workers")  # which makes no other net
 SEEDS_AND_FOLDS = ("seed", "data.fold", "data.manifest")  # in which runs of one group may differ
 
 
@@ -167,13 +166,10 @@ def settings_of(source: Source) -> dict[str, Any]:
 
 
 def group_of(source: Source) -> str:
-    """Names what runs of one group share: all settings but seed, fold, manifest and where and by how many processes it
-    was computed; the model's name, a short hash."""
-    settings = {
-        key: value
-        for key, value in settings_of(source).items()
-        if key in COUNT or not (key in SEEDS_AND_FOLDS or key.startswith(PLACES))
-    }
+    """Names what runs of one group share: all settings but seed, fold, manifest and where the films lay; the model's
+    name, a short hash."""
+    apart = (*SEEDS_AND_FOLDS, *FILMS_LAY)
+    settings = {key: value for key, value in settings_of(source).items() if key not in apart}
     if not settings:
         return source.folder.resolve().name
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:6]
@@ -222,7 +218,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         if voted and voted[0].val is not None:
             write_vote(folder / "ensemble", voted[0], {run.name: sources[run.name] for run in best}, config)
         elif (folder / "ensemble" / "vote.json").is_file():
-            shutil.rmtree(folder / "ensemble")  # of an earlier comparison, whose page this one replaced
+            drop_vote(folder / "ensemble")  # of an earlier comparison, whose page this one replaced
     except OSError as error:
         raise UserError(f"output={folder} can't be written ({error}). Set output=/a/writable/folder.") from error
     describe(board)

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 OUTPUTS = Path("outputs")
 OWN = ("resume", "force")
+UNREADABLE = (OSError, OmegaConfBaseException, YAMLError, ValueError)
 
 
 def resumed_arguments(arguments: Sequence[str]) -> list[str]:
@@ -32,7 +33,7 @@ def resumed_arguments(arguments: Sequence[str]) -> list[str]:
     typed = [argument for argument in arguments if key_of(argument) not in OWN]
     wanted = next((value_of(a) for a in arguments if key_of(a) == "resume"), "null")
     if wanted == "null":
-        return list(arguments)
+        return [argument for argument in arguments if key_of(argument) != "resume"]
     folder = unfinished_run(wanted)
     refuse_beside(typed)
     force = forced(arguments)
@@ -72,15 +73,20 @@ def forced(arguments: Sequence[str]) -> bool:
     return told == "true"
 
 
+def cut_short(file: Path, error: object) -> UserError:
+    """What is told of a run whose saved settings can't be read."""
+    return UserError(f"{file} can't be read ({str(error).splitlines()[0]}): the run can't go on; start a new one.")
+
+
 def settings_of(folder: Path) -> dict[str, Any]:
     """{dotted name: value} of the run's saved settings; relative places are where they were when it started."""
     file = folder / ".hydra" / "config.yaml"
     try:
         saved = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
-    except (OSError, OmegaConfBaseException, YAMLError) as error:
-        raise UserError(
-            f"{file} can't be read ({str(error).splitlines()[0]}): the run can't go on; start a new one."
-        ) from error
+    except UNREADABLE as error:
+        raise cut_short(file, error) from error
+    if not isinstance(saved, dict) or not saved:
+        raise cut_short(file, "no settings in it")
     was = {name: value for name, value in flat(saved).items() if name not in OWN}
     if "standardize" in was:
         was["standardize"] = named_standardize(was["standardize"])
@@ -169,7 +175,11 @@ def newest_unfinished(outputs: Path = OUTPUTS) -> Path:
 
 def started_with(folder: Path) -> list[str]:
     """The overrides that the run was started with."""
-    return [str(override) for override in OmegaConf.load(folder / ".hydra" / "overrides.yaml")]
+    file = folder / ".hydra" / "overrides.yaml"
+    try:
+        return [str(override) for override in OmegaConf.load(file)]
+    except UNREADABLE as error:
+        raise cut_short(file, error) from error
 
 
 def refuse_conflicts(folder: Path, changed: dict[str, Any], was: dict[str, Any]) -> None:

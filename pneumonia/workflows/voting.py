@@ -65,6 +65,14 @@ def write_vote(folder: Path, voted: Run, sources: Mapping[str, Source], config: 
         write_stress(folder, voted.val.path.tolist(), voted.stressed)
 
 
+def drop_vote(folder: Path) -> None:
+    """Remove what write_vote and the report of a vote wrote, and the folder if that leaves it empty."""
+    for name in ("predictions.csv", "vote.json", *TABLES, *PAGES):
+        (folder / name).unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
 def was(file: Path) -> str:
     """Its text; empty where there is none."""
     return file.read_text(encoding="utf-8") if file.is_file() else ""

@@ -64,6 +64,7 @@ def refused(command: Command, capsys: pytest.CaptureFixture[str], *arguments: st
         ("experiment=null", "leave it out for none"),
         ("+foo=1", "+foo=1: there is no setting foo"),
         ("++resume=nowhere", "resume=nowhere: not a run folder"),
+        ("+search=cnn", "search=cnn: a search is a sweep"),
         ("~optimizer.lr", "~optimizer.lr: a setting can't be taken away"),
         ("data.cache_dir=", "data.cache_dir= is empty: expected a path"),
         ("++data.val_fracton=0.3", "did you mean data.val_fraction?"),

@@ -320,11 +320,11 @@ def test_what_an_older_version_did_not_know_or_named_otherwise_is_no_difference(
     assert {row["n"] for row in board["spread"]} == {2}
 
 
-def test_where_a_run_was_computed_makes_no_other_group_and_its_precision_does(command: Command, tmp_path: Path) -> None:
+def test_where_the_films_lay_makes_no_other_group_and_precision_does(command: Command, tmp_path: Path) -> None:
     told = (
         "trainer: {accelerator: cpu, devices: 1, precision: null}\n",
-        "trainer: {accelerator: auto, devices: 2, precision: null}\n",
-        "trainer: {accelerator: auto, devices: 2, precision: bf16-mixed}\n",
+        "trainer: {accelerator: cpu, devices: 1, precision: null}\n",
+        "trainer: {accelerator: cpu, devices: 1, precision: bf16-mixed}\n",
     )
     for number, settings in enumerate(told):
         run = make_run(tmp_path / "runs" / str(number), rows_of(number))

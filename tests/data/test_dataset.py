@@ -196,6 +196,8 @@ def test_an_empty_pipeline_leaves_the_film_as_it_is() -> None:
         ([{"_target_": "albumentations.Resize", "height": 64, "width": 64}], "changes the size of the films"),
         ([{"_target_": "albumentations.RandomCrop", "height": 200, "width": 200}], r"augment.steps: .*112 x 112 px"),
         ([{"_target_": "albumentations.ToFloat", "max_value": 255.0}], "makes float32 of the films' uint8"),
+        ([{"_target_": "albumentations.RandomScale", "p": 0.5}], "changes the size of the films"),
+        ([{"_target_": "albumentations.ToFloat", "max_value": 255.0, "p": 0.5}], "makes float32 of the films' uint8"),
         ([{"_target_": "albumentations.Normalize"}], "makes float32 of the films' uint8"),
     ],
 )
