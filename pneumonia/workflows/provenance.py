@@ -17,6 +17,7 @@ from pneumonia.data.marks import CORNERS, WINDOW
 from pneumonia.data.marks import SIDE as MARK_SIDE
 from pneumonia.report.evidence_figures import inline_film, inline_framed, inline_sheet
 from pneumonia.report.figures import Film
+from pneumonia.settings import UserError
 from pneumonia.workflows.audit import SHOWN
 from pneumonia.workflows.record import read_json
 from pneumonia.workflows.resume import OWN, key_of, started_with
@@ -73,7 +74,10 @@ def command_of(folder: Path) -> str:
     if not (folder / ".hydra" / "overrides.yaml").is_file():
         return ""
     apart = (*OWN, "search")  # what a search drew for its trial stands there too; by itself a trial is no search
-    typed = [override for override in started_with(folder) if key_of(override) not in apart]
+    try:
+        typed = [override for override in started_with(folder) if key_of(override) not in apart]
+    except UserError:  # damaged: the page needs it no more than one that is not there
+        return ""
     return shlex.join(["python", "-m", "pneumonia.train", *typed])
 
 

@@ -634,6 +634,9 @@ def test_the_command_that_repeats_the_run_can_be_typed(command: Command, tmp_pat
     told = "python -m pneumonia.train 'data.root=/my films' 'search.lr=tag(log,interval(0.001,0.1))'"
     page = Tags((run / "report.html").read_text()).text
     assert told in page and "resume=" not in page and "force=" not in page
+    (run / ".hydra" / "overrides.yaml").write_text("- a: [")
+    command("evaluate", "run=run", QUICK)
+    assert "repeats the run" not in (run / "report.html").read_text()
     (run / ".hydra" / "overrides.yaml").unlink()
     command("evaluate", "run=run", QUICK)
     assert "repeats the run" not in (run / "report.html").read_text()
