@@ -154,11 +154,7 @@ def explain(name: str, error: Exception, overrides: Sequence[str]) -> str:
     cause = str(error.__cause__ or error).splitlines()[0]
     setting = getattr(error.__cause__ or error, "full_key", None)
     if setting and (given := [o for o in overrides if o.lstrip("+").partition("=")[0] == setting]):
-        return (
-            f"{given[-1]}: {cause}"
-            if "ListConfig" not in cause
-            else f"{given[-1]}: expected a list, as {setting}=[a,b]"
-        )
+        return f"{given[-1]}: " + (f"expected a list, as {setting}=[a,b]" if "ListConfig" in cause else cause)
     culprit = next((o for o in overrides if o.partition("=")[2] and f"'{o.partition('=')[2]}'" in cause), "")
     return f"{culprit}{': ' if culprit else ''}{cause}"
 
@@ -204,20 +200,6 @@ def check_sweep(overrides: Sequence[str], multirun: bool) -> None:
         raise UserError(
             f"-m under {launch.by}: name one folder for all processes, as hydra.sweep.dir=outputs/my_sweep."
         )
-
-
-def check_added(name: str, overrides: Sequence[str]) -> None:
-    """`+key` may add an argument to an open set, and nothing else: a typo must not pass as a new setting."""
-    known = None
-    for override in overrides:
-        key = override.lstrip("+").partition("=")[0]
-        if not override.startswith("+") or key.partition(".")[0] in (*OPEN, "hydra"):
-            continue
-        known = known or list(setting_names(compose(name, [])))
-        if key not in known:
-            raise UserError(
-                f"{override}: there is no setting {key}{nearest(key, known) or '; see --help for the list'}"
-            )
 
 
 def setting_names(config: DictConfig, prefix: str = "") -> Iterator[str]:
@@ -400,15 +382,25 @@ def check_taken(arguments: Sequence[str]) -> None:
 
 
 def without_plus(name: str, arguments: Sequence[str]) -> list[str]:
-    """+key=value and ++key=value of a closed setting as key=value, so that it is checked as that: what is there needs
-    no adding."""
+    """+key=value and ++key=value of a closed setting as key=value, so that it is checked as that. + may add an argument
+    to an open set, and nothing else: a typo must not pass as a new setting. Raises UserError."""
     if not any(argument.startswith("+") for argument in arguments):
         return list(arguments)
-    known = {key for key in setting_names(compose(name, [])) if key.partition(".")[0] not in OPEN} | {*groups(name)}
-    plain_ones = [argument.lstrip("+") for argument in arguments]
-    return [
-        one if one.partition("=")[0] in known else argument for one, argument in zip(plain_ones, arguments, strict=True)
-    ]
+    known = [*setting_names(compose(name, [])), *groups(name)]
+    plain_ones = []
+    for argument in arguments:
+        bare = argument.lstrip("+")
+        key = bare.partition("=")[0]
+        opened = "." in key and key.partition(".")[0] in OPEN
+        if not argument.startswith("+") or opened or key.startswith("hydra"):
+            plain_ones.append(argument)
+        elif key in known:
+            plain_ones.append(bare)
+        else:
+            raise UserError(
+                f"{argument}: there is no setting {key}{nearest(key, known) or '; see --help for the list'}"
+            )
+    return plain_ones
 
 
 def at_home(argument: str) -> str:
@@ -448,7 +440,6 @@ def prepare_arguments(name: str, arguments: list[str], check: Callable[[Any], No
     config = None
     for single in single_runs(overrides) if multirun else [overrides]:
         config = compose(name, single)
-        check_added(name, single)
         check_open_sets(name, single, config)
         settings = typed(name, config)
         if check is not None:
