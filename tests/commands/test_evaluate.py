@@ -350,6 +350,7 @@ def test_a_drop_on_test_is_said_in_words(weighed: Path, command: Command, tmp_pa
     command("evaluate", f"run={run}", "prevalence=0.0004", "coverage=0.999")
     assert "where 0.04 % are ill" in (run / "report.html").read_text()
     assert "for 99.9 % of the films" in (run / "report.html").read_text()
+    assert "| PPV where 0.04 % are ill |" in (run / "report.md").read_text()
     capsys.readouterr()
     command("evaluate", f"run={run}", "prevalence=0.1")
     told = capsys.readouterr().out

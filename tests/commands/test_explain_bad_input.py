@@ -55,6 +55,8 @@ def refused(command: Command, capsys: pytest.CaptureFixture[str], name: str, *ar
         (("run=RUN", "images=nothing.png"), "images=nothing.png: no such file or folder"),
         (("run=RUN", "images=RUN/checkpoints"), "no films in it"),
         (("run=RUN", "images=RUN/predictions.csv"), "not a JPEG or PNG image"),
+        (("run=RUN", "images=RUN", "select=fp"), "select=fp chooses among a run's own films"),
+        (("run=RUN", "images=RUN", "split=val"), "split=val chooses among a run's own films"),
         (("run=RUN", "select=fn", "threshold=0"), "no false negatives at this operating point"),
         (("run=RUN", "select=most_confident_mistakes", "threshold=0", "root=."), "films can't be read"),
         (("run=RUN", "attribution=gradcam", "attribution.layer=features.99"), "its layers: features, features.0"),
