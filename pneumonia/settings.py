@@ -413,7 +413,9 @@ class ExplainConfig:
         one_of("accelerator", self.accelerator, ("auto", "cpu", "gpu"))
         for name in ("root", "select", "pick", "split"):
             if self.images is not None and (typed := getattr(self, name)) != getattr(ExplainConfig, name):
-                raise UserError(f"{name}={typed} chooses among a run's own films, and images= names others: leave one out.")
+                raise UserError(
+                    f"{name}={typed} chooses among a run's own films, and images= names others: leave one out."
+                )
         in_range("count", self.count, 1, 300)
         in_range("threshold", self.threshold, 0, 1)
         in_range("seed", self.seed, 0, 2**31)
