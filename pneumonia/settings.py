@@ -175,6 +175,7 @@ class TrainConfig:
     epochs: int = MISSING
     objective: str = MISSING
     keep: str = MISSING
+    validate_every: int = MISSING
     stop_on: str | None = None
     patience: int = MISSING
     balance: str = MISSING
@@ -205,8 +206,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         one_of("objective", self.objective, OBJECTIVES)
         one_of("keep", self.keep, ("best", "last"))
+        in_range("validate_every", self.validate_every, 1)
         if self.stop_on is not None:
             one_of("stop_on", self.stop_on, OBJECTIVES)
+            if self.validate_every > 1:
+                raise UserError(
+                    f"stop_on={self.stop_on} looks at every epoch: type validate_every=1 in place of "
+                    f"{self.validate_every}, or stop_on=null."
+                )
         one_of("balance", self.balance, ("none", "weighted_loss", "weighted_sampler", "counterexamples"))
         one_of("standardize", self.standardize, ("none", "centre", "local"))
         if self.local_view and self.standardize == "local":

@@ -125,13 +125,30 @@ class AveragedWeights(EMAWeightAveraging):
 
     def __init__(self, decay: float) -> None:
         super().__init__(decay=decay, use_buffers=False)
+        self.swapped = False
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_validation_epoch_start(trainer, pl_module)
+        self.swapped = True
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Not yet: best.ckpt is written after this."""
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._swap_models(pl_module)
+        if self.swapped:  # not in an epoch without a validation
+            self._swap_models(pl_module)
+            self.swapped = False
         super().on_train_epoch_end(trainer, pl_module)
+
+
+class ValidateEvery(L.Callback):
+    """Lightning's check_val_every_n_epoch, which leaves out the last epoch where it is no multiple."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.check_val_every_n_epoch = 1 if trainer.current_epoch + 1 == trainer.max_epochs else self.epochs
 
 
 class ReseedEachStep(L.Callback):
@@ -149,6 +166,8 @@ class ReseedEachStep(L.Callback):
 class History(L.Callback):
     """One row an epoch in metrics.csv, and one plain line in the log: what the epoch reached and how fast it went.
 
+    An epoch without a validation has no val/ figures.
+
     images_per_second is over the training steps; waiting_for_data is the share of that time between steps, in which the
     next batch was fetched; learning_rate is that of the last step.
     """
@@ -157,6 +176,7 @@ class History(L.Callback):
         self.file = file
         self.started = self.stepped = self.waited = self.rate = 0.0
         self.films = 0
+        self.validated = False
         self.row: dict[str, float] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -165,7 +185,7 @@ class History(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.started = self.stepped = time.perf_counter()
-        self.waited, self.films = 0.0, 0
+        self.waited, self.films, self.validated = 0.0, 0, False
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -189,9 +209,13 @@ class History(L.Callback):
                 "learning_rate": self.rate,
             }
 
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.validated = True
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         pl_module.log_dict(self.row, rank_zero_only=True)
-        values = {name: float(value) for name, value in trainer.callback_metrics.items() if name in COLUMNS}
+        known = [name for name in COLUMNS if self.validated or not name.startswith("val/")]  # Lightning keeps old ones
+        values = {name: float(value) for name, value in trainer.callback_metrics.items() if name in known}
         row = {"epoch": trainer.current_epoch, "step": trainer.global_step} | values | self.row
         if trainer.is_global_zero:
             append_row(self.file, row)
@@ -240,8 +264,9 @@ def epoch_line(row: dict[str, float], epochs: int) -> str:
         side: "  ".join(f"{name} {row[f'{side}/{name}']:.3f}" for name in names if f"{side}/{name}" in row)
         for side, names in (("train", ("loss", "accuracy")), ("val", ("loss", "accuracy", "auroc")))
     }
+    sides = "  ".join(f"{side}: {figures}" for side, figures in named.items() if figures)
     speed = f"{row['images_per_second']:,.0f} images/s, {100 * row['waiting_for_data']:.0f} % waiting for data"
-    return f"epoch {row['epoch'] + 1:.0f}/{epochs}  train: {named['train']}  val: {named['val']}  {speed}"
+    return f"epoch {row['epoch'] + 1:.0f}/{epochs}  {sides}  {speed}"
 
 
 def log_on_terminal(line: str) -> None:
@@ -265,7 +290,7 @@ class Bar(TQDMProgressBar):
 
 class TensorBoardPictures(L.Callback):
     """Into TensorBoard: the first augmented batch, after each validation the PR curve, and the confusion matrix of
-    PICTURES epochs at most, the first and the last among them: on a GPU one takes a tenth of a small net's epoch."""
+    PICTURES at most, the first and the last among them: on a GPU one takes a tenth of a small net's epoch."""
 
     def __init__(self) -> None:
         self.waiting: Callable[[], None] | None = None
@@ -287,7 +312,8 @@ class TensorBoardPictures(L.Callback):
             self.write(trainer, lambda writer: writer.add_figure("val/confusion_matrix", figure, step))
 
         self.waiting = draw
-        if trainer.current_epoch % math.ceil((trainer.max_epochs or 1) / (PICTURES - 1)) == 0:
+        every = trainer.check_val_every_n_epoch or 1
+        if trainer.current_epoch // every % math.ceil((trainer.max_epochs or 1) / every / (PICTURES - 1)) == 0:
             self.draw()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -29,6 +29,7 @@ from pneumonia.training.callbacks import (
     StopOnNonFiniteLoss,
     TensorBoardPictures,
     UnfreezeAt,
+    ValidateEvery,
     best_checkpoint,
     last_checkpoint,
 )
@@ -54,6 +55,7 @@ def build_trainer(config: TrainConfig, folder: Path, begin: Place) -> L.Trainer:
         gradient_clip_val=config.gradient_clip,
         deterministic=config.deterministic,
         benchmark=not config.deterministic,
+        check_val_every_n_epoch=config.validate_every,
         limit_train_batches=place.limit_batches,
         limit_val_batches=place.limit_batches,
         limit_predict_batches=place.limit_batches,
@@ -86,6 +88,7 @@ def callbacks(config: TrainConfig, folder: Path) -> list[L.Callback]:
     """In the order in which they act; checkpoints come last, after the loss was found finite."""
     checkpoints = folder / "checkpoints"
     chosen: list[L.Callback] = [
+        ValidateEvery(config.validate_every),
         StopOnNonFiniteLoss(checkpoints),
         ReseedEachStep(config.seed),
         TensorBoardPictures(),

@@ -228,6 +228,11 @@ def test_a_local_view_of_what_is_local_already(command: Command, capsys: pytest.
     assert "local_view=true adds what standardize=local has: type local_view=false or standardize=centre." in told
 
 
+def test_stopping_by_epochs_that_are_not_validated(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    told = refused(command, capsys, *SMALL, "stop_on=val/loss", "validate_every=5")
+    assert "stop_on=val/loss looks at every epoch: type validate_every=1 in place of 5, or stop_on=null." in told
+
+
 def test_a_missing_root(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     told = refused(command, capsys, *SMALL, "data.root=/nowhere/chest_xray")
     assert "/nowhere/chest_xray" in told and "data=synthetic" in told

@@ -32,7 +32,9 @@ from pneumonia.training.callbacks import (
     StopOnNonFiniteLoss,
     TensorBoardPictures,
     UnfreezeAt,
+    ValidateEvery,
     best_checkpoint,
+    epoch_line,
     kept_row,
     last_checkpoint,
 )
@@ -248,22 +250,28 @@ def test_a_nan_batch_makes_the_mean_nan() -> None:
 
 
 @pytest.mark.parametrize(
-    ("epochs", "stop", "drawn"),
-    [(3, None, [1, 2, 3]), (12, None, [1, 3, 5, 7, 9, 11, 12]), (60, None, [*range(1, 58, 7), 60]), (60, 5, [1, 5])],
+    ("epochs", "stop", "every", "drawn"),
+    [
+        (3, None, 1, [1, 2, 3]),
+        (12, None, 1, [1, 3, 5, 7, 9, 11, 12]),
+        (60, None, 1, [*range(1, 58, 7), 60]),
+        (60, 5, 1, [1, 5]),
+        (62, None, 5, [5, 15, 25, 35, 45, 55, 62]),
+    ],
 )
 def test_tensorboard_gets_ten_confusion_matrices_at_most_and_the_last_among_them(
-    tmp_path: Path, epochs: int, stop: int | None, drawn: list[int]
+    tmp_path: Path, epochs: int, stop: int | None, every: int, drawn: list[int]
 ) -> None:
     class Stop(Callback):
         def on_train_epoch_end(self, trainer, pl_module):
             trainer.should_stop = trainer.current_epoch + 1 == stop
 
     logger = TensorBoardLogger(tmp_path, name="", version="")
-    shown = trainer(tmp_path, TensorBoardPictures(), Stop(), epochs=epochs, logger=logger)
+    shown = trainer(tmp_path, ValidateEvery(every), TensorBoardPictures(), Stop(), epochs=epochs, logger=logger)
     shown.fit(classifier(), batches(8), batches(8))
     events = EventAccumulator(str(tmp_path), {"images": 0, "tensors": 0}).Reload()  # 0: all of them
     assert [event.step + 1 for event in events.Images("val/confusion_matrix")] == drawn  # one step an epoch
-    assert len(events.Tensors("val/precision_recall")) == (stop or epochs)
+    assert len(events.Tensors("val/precision_recall")) == math.ceil((stop or epochs) / every)
 
 
 def test_the_bar_counts_epochs_from_1(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -520,6 +528,32 @@ def test_the_best_checkpoint_holds_the_moving_average_of_the_weights(tmp_path: P
     assert torch.equal(kept.features[1].running_var, steps.variance)
     assert not torch.allclose(average, steps.after[-1])
     torch.testing.assert_close(model.net.head[-1].weight.detach(), average)  # type: ignore[index, union-attr]
+
+
+def test_fewer_validations_make_the_same_net_and_the_last_epoch_has_one(tmp_path: Path) -> None:
+    """Of five epochs the third and the last; what Lightning still has of the third stands in no later row."""
+    kept, rows = [], []
+    for every in (1, 3):
+        folder = tmp_path / str(every)
+        folder.mkdir()
+        shown = trainer(
+            folder, ValidateEvery(every), ReseedEachStep(0), History(folder / "metrics.csv"),
+            AveragedWeights(decay=0.6), best_checkpoint(folder, "val/loss", "last"), epochs=5,
+        )  # fmt: skip
+        shown.fit(classifier(), batches(), batches())
+        kept.append(torch.load(folder / "best.ckpt", weights_only=True))
+        rows.append(list(csv.DictReader((folder / "metrics.csv").open())))
+    assert kept[0]["epoch"] == kept[1]["epoch"] == 4
+    assert all(torch.equal(value, kept[1]["state_dict"][name]) for name, value in kept[0]["state_dict"].items())
+    always, seldom = rows
+    for name in ("val/loss", "val/auroc"):
+        assert [row[name] for row in seldom] == ["", "", always[2][name], "", always[4][name]]
+    assert [row["train/loss"] for row in seldom] == [row["train/loss"] for row in always]
+
+
+def test_the_line_of_an_epoch_without_a_validation_has_no_val() -> None:
+    row = {"epoch": 1, "train/loss": 0.5, "train/accuracy": 0.75, "images_per_second": 90.0, "waiting_for_data": 0.1}
+    assert epoch_line(row, 3) == "epoch 2/3  train: loss 0.500  accuracy 0.750  90 images/s, 10 % waiting for data"
 
 
 def test_standardized_films_lose_exposure_and_contrast_but_not_tone() -> None:
