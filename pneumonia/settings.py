@@ -214,7 +214,7 @@ class TrainConfig:
                     f"stop_on={self.stop_on} looks at every epoch: type validate_every=1 in place of "
                     f"{self.validate_every}, or stop_on=null."
                 )
-        one_of("balance", self.balance, ("none", "weighted_loss", "weighted_sampler", "counterexamples"))
+        one_of("balance", self.balance, ("none", "weighted_loss", "weighted_sampler", "counterexamples", "marks"))
         one_of("standardize", self.standardize, ("none", "centre", "local"))
         if self.local_view and self.standardize == "local":
             raise UserError(

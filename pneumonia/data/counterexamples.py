@@ -62,6 +62,17 @@ def misjudged(films: Films, label: NDArray[np.int64], group: NDArray[np.int64], 
     return np.where(label == 1, -logit, logit)
 
 
+def against_marks(has: NDArray[np.bool_], label: NDArray[np.int64]) -> Floats:
+    """Factor [N] that goes half the way to marks which tell nothing of the class: the root of how often a film's class
+    and marks would come together were they independent, over how often they do (reweighing: Kamiran and Calders 2012,
+    doi:10.1007/s10115-011-0463-8; by all of it a few films would be drawn very often, and only the root was tried).
+    `has` [2, N]: a mark that comes with normal, with pneumonia."""
+    marks = has[0] + 2 * has[1]
+    together = np.bincount(4 * label + marks, minlength=8) / len(label)
+    alone = np.bincount(marks, minlength=4)[marks] * np.bincount(label)[label] / len(label) ** 2
+    return np.sqrt(alone / together[4 * label + marks])
+
+
 def against_shortcuts(films: Films, label: NDArray[np.int64], group: NDArray[np.int64], seed: int) -> Floats:
     """Weight [N] by which films are drawn so that no shortcut pays: the probability that each puts on the wrong class,
     summed up over FLOOR, the only one tried (in the manner of Nam et al. 2020, known shortcuts for a biased net)."""

@@ -1,6 +1,7 @@
 """The LightningDataModule: it only wires records, decoding, augmentation and loaders."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -10,16 +11,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pneumonia.data.cache import FilmCache, FilmFiles
-from pneumonia.data.counterexamples import FOLDS, against_shortcuts
+from pneumonia.data.counterexamples import FOLDS, against_marks, against_shortcuts
 from pneumonia.data.dataset import Batch, EpochSampler, FilmDataset
+from pneumonia.data.decode import BadFilm
+from pneumonia.data.marks import marks_of, squashed
 from pneumonia.data.records import Record
 from pneumonia.data.split import check_enough, groups_of
 from pneumonia.data.transforms import Augmentation
-from pneumonia.settings import usable_cores
+from pneumonia.settings import UserError, usable_cores
 
 
 class FilmDataModule(L.LightningDataModule):
-    """Loaders over `records`, their pixels from `films`: train shuffled and augmented, val and test in record order."""
+    """Loaders over `records`, their pixels from `films`: train shuffled and augmented, val and test in record order.
+
+    `root`: the folder of the films' own files, in which balance="marks" looks for marks.
+    """
 
     def __init__(
         self,
@@ -32,6 +38,7 @@ class FilmDataModule(L.LightningDataModule):
         balance: str,
         seed: int,
         on_gpu: bool,
+        root: Path | None = None,
     ) -> None:
         super().__init__()
         self.records = {split: [r for r in records if r.split == split] for split in ("train", "val", "test")}
@@ -50,7 +57,10 @@ class FilmDataModule(L.LightningDataModule):
             )
             for split, part in self.records.items()
         }
-        self.against = self.against_shortcuts() if balance == "counterexamples" else None
+        self.against = self.against_shortcuts() if balance in ("counterexamples", "marks") else None
+        if balance == "marks":
+            assert root is not None
+            self.against = self.against * self.against_marks(root)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         label = self.datasets["train"].label
@@ -61,8 +71,16 @@ class FilmDataModule(L.LightningDataModule):
         """Weight [N] of the training films against SHORTCUTS. Raises UserError where there are too few patients."""
         train, part = self.datasets["train"], self.records["train"]
         label, group = train.label.astype(np.int64), groups_of(part)
-        check_enough(label, group, FOLDS, "for balance=counterexamples", "type another balance=")
+        check_enough(label, group, FOLDS, f"for balance={self.balance}", "type another balance=")
         return against_shortcuts(np.stack([train.read(k) for k in range(len(part))]), label, group, self.seed)
+
+    def against_marks(self, root: Path) -> np.ndarray:
+        """Factor [N] of the training films against marks. Raises UserError where a film can't be read any more."""
+        part, label = self.records["train"], self.datasets["train"].label.astype(np.int64)
+        try:
+            return against_marks(marks_of(part, squashed(root, [record.path for record in part])), label)
+        except BadFilm as error:
+            raise UserError(f"{error}: balance=marks looks for marks in the films themselves. Put it back.") from error
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._loader("val")

@@ -20,15 +20,19 @@ Layout     films uint8 [SIDE, SIDE], one a patient; windows float32 [D, pixels] 
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pneumonia.data.decode import read_film
 from pneumonia.data.records import CLASSES, Record
 from pneumonia.data.split import groups_of
+from pneumonia.settings import usable_cores
 
 Film = NDArray[np.uint8]  # [SIDE, SIDE]
 Floats = NDArray[np.float32]
@@ -117,16 +121,38 @@ def one_sided_marks(
         example, (top, left) = records[part.owner[best]].path, part.place[best].tolist()
         marks.append(Mark(corner, CLASSES[number], by_class(label[has]), example, top, left))
     marks.sort(key=lambda mark: (-sum(mark.patients), mark.corner, mark.example))
-    half, carrying = np.random.default_rng(0).permutation(count) % 2 == 0, np.zeros((len(CLASSES), count), bool)
-    for chosen in (half, ~half):
-        found_on, rest = ({corner: part.of(some) for corner, part in known.items()} for some in (chosen, ~chosen))
-        carrying[:, ~chosen] = marked(sided(found_on, label[chosen]), found_on, rest)
+    carrying = marked_by_the_others(known, label, np.random.default_rng(0).permutation(count) % 2 == 0)
     told = {
         "patients": by_class(label),
         "carrying": {name: by_class(label[some]) for name, some in zip(CLASSES, carrying, strict=True)},
         "found": [asdict(mark) for mark in marks],
     }
     return told, marked(groups, known, windows_of(others))
+
+
+def marks_of(records: Sequence[Record], films: Iterable[Film]) -> Mask:
+    """Which films have a mark that comes with normal, with pneumonia: bool [2, N], by the labels of patients other than
+    its own: those of one half (drawn from seed 0) by what the other half's films show. 4,173 films take 10 s."""
+    group = groups_of(records)
+    half = (np.random.default_rng(0).permutation(group.max() + 1) % 2 == 0)[group]
+    return marked_by_the_others(windows_of(films), np.array([record.label for record in records]), half)
+
+
+def marked_by_the_others(known: dict[str, Windows], label: Ints, half: Mask) -> Mask:
+    """Which of the N films have a mark that comes with normal, with pneumonia, as the films of the other half show it:
+    bool [2, N]; `half` [N]."""
+    has = np.zeros((len(CLASSES), len(label)), bool)
+    for chosen in (half, ~half):
+        found_on, rest = ({corner: part.of(some) for corner, part in known.items()} for some in (chosen, ~chosen))
+        has[:, ~chosen] = marked(sided(found_on, label[chosen]), found_on, rest)
+    return has
+
+
+def squashed(root: Path, paths: Sequence[str]) -> Iterator[Film]:
+    """The films in the size that marks are looked for in; squashed, since pad moves their corners inwards. Raises
+    BadFilm."""
+    with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
+        yield from pool.map(lambda path: read_film(root / path, SIDE, "squash"), paths)
 
 
 def by_class(label: Ints) -> tuple[int, int]:

@@ -1,19 +1,15 @@
 """What is wrong with the films: what `prepare audit=true` prints, and when it ends with 1; a run's audit.json."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pneumonia.data.audit import audit_records, near_copies, standing
 from pneumonia.data.cache import FilmCache
-from pneumonia.data.decode import read_film
-from pneumonia.data.marks import SIDE, one_of_each, one_sided_marks
+from pneumonia.data.marks import one_of_each, one_sided_marks, squashed
 from pneumonia.data.records import CLASSES, Record
-from pneumonia.settings import PrepareConfig, usable_cores
+from pneumonia.settings import PrepareConfig
 from pneumonia.workflows.films import Films, films_of, patient_key_of
 from pneumonia.workflows.record import write_json
 
@@ -52,16 +48,10 @@ def write_audit(folder: Path, films: Films) -> None:
 def class_marks(root: Path, records: Sequence[Record], judged: Sequence[str] = ()) -> dict[str, Any]:
     """Marks that come with one class, of one film of each patient that a net learns from or is chosen by: no label of
     test is looked at; `judged`, by class, those of these paths whose films have one. Raises BadFilm.
-
-    Films are squashed, since pad moves their corners inwards.
     """
     chosen, patients = one_of_each([record for record in records if record.split != "test"])
-    with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
-
-        def films(paths: Sequence[str]) -> Iterator[np.ndarray]:
-            yield from pool.map(lambda path: read_film(root / path, SIDE, "squash"), paths)
-
-        found, marked = one_sided_marks(chosen, films([record.path for record in chosen]), films(judged))
+    films = squashed(root, [record.path for record in chosen])
+    found, marked = one_sided_marks(chosen, films, squashed(root, judged))
     of_judged = {
         name: [path for path, has in zip(judged, some, strict=True) if has]
         for name, some in zip(CLASSES, marked, strict=True)

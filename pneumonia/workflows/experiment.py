@@ -102,7 +102,7 @@ def build_datamodule(config: TrainConfig, films: Films) -> FilmDataModule:
     return FilmDataModule(
         films.pixels, films.records, config.augment["steps"],
         batch_size=data.batch_size, num_workers=data.num_workers, balance=config.balance, seed=config.seed,
-        on_gpu=uses_gpu(config.trainer, launched()),
+        on_gpu=uses_gpu(config.trainer, launched()), root=films.root,
     )  # fmt: skip
 
 

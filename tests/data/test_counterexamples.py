@@ -9,7 +9,16 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pneumonia.data.counterexamples import FLOOR, FOLDS, SHORTCUTS, against_shortcuts, border, greys, misjudged
+from pneumonia.data.counterexamples import (
+    FLOOR,
+    FOLDS,
+    SHORTCUTS,
+    against_marks,
+    against_shortcuts,
+    border,
+    greys,
+    misjudged,
+)
 from pneumonia.data.records import Record
 from pneumonia.data.split import class_counts, split_by_patient
 from pneumonia.settings import DataConfig, UserError
@@ -89,6 +98,17 @@ def test_films_that_go_against_exposure_are_drawn_more_often() -> None:
     assert weight[agrees].mean() == pytest.approx(usual, abs=0.1)
     assert weight[~agrees].mean() == pytest.approx(odd, abs=0.1)
     assert weight[agrees].max() < weight[~agrees].min()
+
+
+def test_by_weight_marks_tell_the_root_of_what_they_told() -> None:
+    """Of 100 normal films 10 have the mark, of 200 with pneumonia 120: the odds ratio is 13.5 by number."""
+    label = np.repeat([0, 1], [100, 200])
+    marked = np.concatenate([np.arange(100) < 10, np.arange(200) < 120])
+    weight = against_marks(np.stack([np.zeros(300, bool), marked]), label)
+    cells = [[weight[(label == y) & (marked == m)].sum() for m in (0, 1)] for y in (0, 1)]
+    assert cells[1][1] * cells[0][0] / (cells[1][0] * cells[0][1]) == pytest.approx(13.5**0.5)
+    assert weight[marked & (label == 0)].min() > 1 > weight[marked & (label == 1)].max()
+    np.testing.assert_allclose(against_marks(np.zeros((2, 300), bool), label), 1)
 
 
 def test_what_the_shortcut_gets_wrong_validates_whole_patients_in_each_class() -> None:

@@ -2,6 +2,7 @@
 number too, and from nothing else."""
 
 import random
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pneumonia.data.counterexamples import against_shortcuts
 from pneumonia.data.datamodule import FilmDataModule, balanced, labels_as_arrays
 from pneumonia.data.dataset import EpochSampler
 from pneumonia.data.decode import read_film
+from pneumonia.data.marks import SIDE
 from pneumonia.data.records import fingerprint_films, scan_folder
 from pneumonia.data.split import groups_of, split_by_patient
 from pneumonia.data.transforms import Augmentation, call
@@ -32,8 +34,9 @@ def datamodule(
     records = split_by_patient(fingerprint_films(root, scan_folder(root, "strict")[0])[0], 0.2, 0)
     films = FilmFiles(root, records, 32, "squash") if cache is None else cache_films(cache, root, records, 32, "squash")
     return FilmDataModule(
-        films, records, steps(augment), batch_size=8, num_workers=workers, balance=balance, seed=3, on_gpu=False
-    )
+        films, records, steps(augment), batch_size=8, num_workers=workers, balance=balance, seed=3, on_gpu=False,
+        root=root,
+    )  # fmt: skip
 
 
 def epoch(films: FilmDataModule, number: int) -> dict[str, torch.Tensor]:
@@ -276,3 +279,36 @@ def test_the_balance_setting_reaches_the_sampler(phantoms: Path) -> None:
     label = np.array([record.label for record in train])
     np.testing.assert_allclose(against, against_shortcuts(pixels, label, groups_of(train), 3))
     assert against.std() > 0
+
+
+def test_balance_marks_draws_films_whose_marks_mislead_more_often(
+    phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All films with pneumonia but one and one normal film have a mark, as `marks_of` is told to say of its films."""
+    asked: list[list[str]] = []
+
+    def marks_of(records, films):
+        asked.append([record.path for record in records])
+        assert [film.shape for film in films] == [(SIDE, SIDE)] * len(records)
+        label = np.array([record.label for record in records])
+        odd = np.isin(np.arange(len(label)), [np.flatnonzero(label == y)[0] for y in (0, 1)])
+        return np.stack([label > 1, (label == 1) != odd])
+
+    monkeypatch.setattr("pneumonia.data.datamodule.marks_of", marks_of)
+    films, plain = (datamodule(phantoms, balance=balance) for balance in ("marks", "counterexamples"))
+    label = films.datasets["train"].label
+    factor = films.train_dataloader().sampler.weight / plain.train_dataloader().sampler.weight  # type: ignore[attr-defined]
+    for y in (0, 1):
+        odd, *usual = factor[label == y]
+        assert odd > 1 > max(usual)
+    assert asked == [[record.path for record in films.records["train"]]]
+
+
+def test_balance_marks_says_which_film_has_gone(phantoms: Path, tmp_path: Path) -> None:
+    root = tmp_path / "films"
+    shutil.copytree(phantoms, root)
+    films = datamodule(root, balance="counterexamples", cache=tmp_path / "cache")
+    gone = root / films.records["train"][3].path
+    gone.unlink()
+    with pytest.raises(UserError, match=f"{gone.name}.*balance=marks looks for marks in the films themselves"):
+        films.against_marks(root)

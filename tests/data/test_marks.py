@@ -16,6 +16,7 @@ from pneumonia.data.marks import (
     HEIGHT,
     SIDE,
     WIDTH,
+    marks_of,
     one_of_each,
     one_sided,
     one_sided_marks,
@@ -154,6 +155,24 @@ def test_other_films_with_such_a_mark_are_told_whatever_their_class(
     _, marked = one_sided_marks([records[k] for k in known], spoiled[known], spoiled[others])
     assert not marked[0].any() and not marked[1][~half[others]].any()
     assert marked[1][half[others]].mean() > 0.6
+
+
+def test_what_a_films_marks_come_with_is_told_by_other_patients_labels(
+    records: list[Record], films: np.ndarray, label: np.ndarray
+) -> None:
+    """The letter is on all films with pneumonia and on a tenth of the normal ones, too few to make it one of both; a
+    film whose own label is another, and its patient's second film, have the marks that they had."""
+    rng = np.random.default_rng(1)
+    has_it = (label == 1) | (rng.random(len(label)) < 0.03)
+    spoiled = lettered(films, has_it, SIDE - 24, SIDE - 24)
+    told = marks_of(records, spoiled)
+    assert (told[1] == has_it).mean() > 0.9 and not told[0].any()
+    odd = int(np.flatnonzero(has_it & (label == 0))[0])
+    other = [replace(record, label=1) if k == odd else record for k, record in enumerate(records)]
+    assert marks_of(other, spoiled)[1, odd] == told[1, odd]
+    twice = [*records, replace(records[odd], path="second", sha256="another")]
+    both = marks_of(twice, np.concatenate([spoiled, spoiled[[odd]]]))[1, [odd, -1]]
+    assert both[0] == both[1]
 
 
 def test_one_class_alone_has_no_marks(records: list[Record], films: np.ndarray, label: np.ndarray) -> None:
