@@ -58,9 +58,11 @@ class FilmDataModule(L.LightningDataModule):
             for split, part in self.records.items()
         }
         self.against = self.against_shortcuts() if balance in ("counterexamples", "marks") else None
+        self.marks: np.ndarray | None = None
         if balance == "marks":
             assert root is not None
-            self.against = self.against * self.against_marks(root)
+            self.marks = self.marks_in(root)
+            self.against = self.against * against_marks(self.marks, self.datasets["train"].label.astype(np.int64))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         label = self.datasets["train"].label
@@ -74,11 +76,12 @@ class FilmDataModule(L.LightningDataModule):
         check_enough(label, group, FOLDS, f"for balance={self.balance}", "type another balance=")
         return against_shortcuts(np.stack([train.read(k) for k in range(len(part))]), label, group, self.seed)
 
-    def against_marks(self, root: Path) -> np.ndarray:
-        """Factor [N] of the training films against marks. Raises UserError where a film can't be read any more."""
-        part, label = self.records["train"], self.datasets["train"].label.astype(np.int64)
+    def marks_in(self, root: Path) -> np.ndarray:
+        """Which training films have a mark that comes with normal, with pneumonia: bool [2, N]. Raises UserError where
+        a film can't be read any more."""
+        part = self.records["train"]
         try:
-            return against_marks(marks_of(part, squashed(root, [record.path for record in part])), label)
+            return marks_of(part, squashed(root, [record.path for record in part]))
         except BadFilm as error:
             raise UserError(f"{error}: balance=marks looks for marks in the films themselves. Put it back.") from error
 

@@ -15,8 +15,8 @@ Carrying   how many patients have a mark is counted on the half of them that the
 
 A mark is found by being on many films: fewer films show fewer marks, and none found is no proof that there is none.
 
-Layout     films uint8 [SIDE, SIDE], one a patient; windows float32 [D, pixels] of mean 0 and length 1, with the film
-           and the place [D] of each.
+Layout     films uint8 [SIDE, SIDE], one a patient but in `marks_of`; windows float32 [D, pixels] of mean 0 and length
+           1, with the film and the place [D] of each.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -56,7 +56,7 @@ ALIKE = 0.75
 ONE_SIDED = 0.95
 CHANCE = 0.01  # of any mark at all where the classes are dealt to the films at random
 FILMS = 8000  # at most: the time goes with the square
-ROWS = 512  # windows that are compared at once
+ROWS = 512  # windows that are compared, films that are read at once
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,8 @@ def one_sided_marks(
 
 def marks_of(records: Sequence[Record], films: Iterable[Film]) -> Mask:
     """Which films have a mark that comes with normal, with pneumonia: bool [2, N], by the labels of patients other than
-    its own: those of one half (drawn from seed 0) by what the other half's films show. 4,173 films take 10 s."""
+    its own: those of one half (drawn from seed 0) by what FILMS films at most of the other half show. 4,173 films take
+    10 s."""
     group = groups_of(records)
     half = (np.random.default_rng(0).permutation(group.max() + 1) % 2 == 0)[group]
     return marked_by_the_others(windows_of(films), np.array([record.label for record in records]), half)
@@ -142,9 +143,12 @@ def marked_by_the_others(known: dict[str, Windows], label: Ints, half: Mask) -> 
     """Which of the N films have a mark that comes with normal, with pneumonia, as the films of the other half show it:
     bool [2, N]; `half` [N]."""
     has = np.zeros((len(CLASSES), len(label)), bool)
-    for chosen in (half, ~half):
-        found_on, rest = ({corner: part.of(some) for corner, part in known.items()} for some in (chosen, ~chosen))
-        has[:, ~chosen] = marked(sided(found_on, label[chosen]), found_on, rest)
+    order = np.random.default_rng(1).permutation(len(label))
+    for judged in (half, ~half):
+        found = np.zeros(len(label), bool)
+        found[order[~judged[order]][:FILMS]] = True
+        found_on, rest = ({corner: part.of(some) for corner, part in known.items()} for some in (found, judged))
+        has[:, judged] = marked(sided(found_on, label[found]), found_on, rest)
     return has
 
 
@@ -152,7 +156,8 @@ def squashed(root: Path, paths: Sequence[str]) -> Iterator[Film]:
     """The films in the size that marks are looked for in; squashed, since pad moves their corners inwards. Raises
     BadFilm."""
     with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
-        yield from pool.map(lambda path: read_film(root / path, SIDE, "squash"), paths)
+        for start in range(0, len(paths), ROWS):  # no more than these wait for who reads them
+            yield from pool.map(lambda path: read_film(root / path, SIDE, "squash"), paths[start : start + ROWS])
 
 
 def by_class(label: Ints) -> tuple[int, int]:

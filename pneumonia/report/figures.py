@@ -166,6 +166,11 @@ def curves(history: Sequence[Mapping[str, float | None]], best_epoch: int | None
     return figure
 
 
+def validated(row: Mapping[str, float | None]) -> bool:
+    """Whether an epoch of the history has figures of validation films."""
+    return any(value is not None for name, value in row.items() if name.startswith("val/"))
+
+
 def confusion_matrix(tn: int, fp: int, fn: int, tp: int, title: str) -> Figure:
     """True class down, predicted class across; a cell holds its count and its share of the true class.
 

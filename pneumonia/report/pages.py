@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pneumonia.report import evidence_figures as drawn
-from pneumonia.report.figures import confusion_matrix
+from pneumonia.report.figures import confusion_matrix, validated
 from pneumonia.report.figures import curves as history_curves
 from pneumonia.report.seed import MATRIX, MATRIX_ACCURACY, REPORTED
 
@@ -92,9 +92,10 @@ def figures(evidence: Mapping[str, Any], page: Mapping[str, Any]) -> dict[str, s
 
 
 def best_epoch(page: Mapping[str, Any]) -> int | None:
-    """The epoch whose weights were kept: the last, or the first that reached the run's objective, where it is told."""
+    """The epoch whose weights were kept: the last that was validated, or the first that reached the run's objective,
+    where it is told."""
     if page["keep"] == "last":
-        return int(page["history"][-1]["epoch"])
+        return next((int(row["epoch"]) for row in reversed(page["history"]) if validated(row)), None)
     told = page["objective"] or {}
     rows = [row for row in page["history"] if row.get(told.get("name", "")) is not None]
     value = told.get("value")

@@ -20,7 +20,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from pneumonia.evaluation.metrics import confusion
 from pneumonia.models.vgg import VGG
-from pneumonia.report.figures import confusion_matrix
+from pneumonia.report.figures import confusion_matrix, validated
 from pneumonia.settings import UserError
 from pneumonia.training.classifier import Classifier
 
@@ -40,7 +40,7 @@ class NonFiniteLoss(UserError):
 
 
 class StopOnNonFiniteLoss(L.Callback):
-    """Stop before a nan or infinite loss reaches a checkpoint, and say at which step it first appeared.
+    """Stop before a nan or infinite loss, or weight, reaches a checkpoint, and say at which step it first appeared.
 
     The step is kept on the device and looked at every `every` steps, so that no step waits for it.
     """
@@ -72,6 +72,8 @@ class StopOnNonFiniteLoss(L.Callback):
         self.look(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        weights = torch.stack([weight.detach().float().sum() for weight in pl_module.parameters()])
+        self.watch(weights.sum(), trainer.global_step)  # the last step's, where no validation has used them
         self.look(trainer)
 
     def watch(self, loss: Tensor, step: int) -> None:
@@ -83,12 +85,8 @@ class StopOnNonFiniteLoss(L.Callback):
         """Raise NonFiniteLoss if a step so far had a loss that is not finite."""
         if self.first is None or math.isinf(step := float(self.first)):
             return
-        saved = self.folder / "best.ckpt"
-        kept = (
-            f"the last good checkpoint is {saved}"
-            if saved.exists()
-            else "no epoch was finished, so no checkpoint is kept"
-        )
+        saved = [file for name in ("last.ckpt", "best.ckpt") if (file := self.folder / name).exists()]
+        kept = f"the last good checkpoint is {saved[0]}" if saved else "no epoch was finished, so no checkpoint is kept"
         raise NonFiniteLoss(
             f"The loss became nan or infinite at step {step:.0f} (epoch {trainer.current_epoch}); {kept}. "
             "Try a lower optimizer.lr, gradient_clip=1.0, or trainer.precision=32-true."
@@ -249,10 +247,10 @@ def append_row(file: Path, row: dict[str, float]) -> None:
 def kept_row(
     history: list[dict[str, float | None]], objective: str, keep: str = "best"
 ) -> dict[str, float | None] | None:
-    """The row whose weights best.ckpt holds: with keep="last" the last, else of equally good ones the first; None when
-    there is no row, or the objective was never defined."""
+    """The row whose weights best.ckpt holds: with keep="last" the last that was validated, else of equally good ones
+    the first; None when there is no such row, or the objective was never defined."""
     if keep == "last":
-        return history[-1] if history else None
+        return next((row for row in reversed(history) if validated(row)), None)
     rows = [row for row in history if row[objective] is not None]
     sign = 1 if mode_of(objective) == "min" else -1
     return min(rows, key=lambda row: sign * float(row[objective] or 0), default=None)

@@ -113,7 +113,8 @@ def describe_marks(found: dict[str, Any]) -> None:
     if more := len(found["found"][SHOWN:]):
         log.info("  and %d more", more)
     if found["found"]:
-        log.info("a net can learn them; train with border_swap=0.8 gives most films another film's border")
+        log.info("a net can learn them; train with border_swap=0.8 gives most films another film's border, and")
+        log.info("balance=marks draws films whose marks mislead more often")
 
 
 def of_patients(some: Sequence[int], total: Sequence[int]) -> str:

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from pneumonia.config import quoted
 from pneumonia.data.datamodule import FilmDataModule
-from pneumonia.data.records import write_manifest
+from pneumonia.data.records import CLASSES, write_manifest
 from pneumonia.data.split import class_counts
 from pneumonia.models.vgg import VGG
 from pneumonia.settings import TrainConfig, UserError, launched
@@ -60,6 +60,7 @@ def fit_and_test(config: TrainConfig) -> float:
     trainer = build_trainer(config, folder, place)
     if launched().rank > 0:
         return follow(classifier, datamodule, trainer, place)
+    say_marks(datamodule)
     say_processes(config, trainer)
     say_emulated(trainer)
     record = start_record(config, folder, films, classifier, trainer)
@@ -104,6 +105,18 @@ def build_datamodule(config: TrainConfig, films: Films) -> FilmDataModule:
         batch_size=data.batch_size, num_workers=data.num_workers, balance=config.balance, seed=config.seed,
         on_gpu=uses_gpu(config.trainer, launched()), root=films.root,
     )  # fmt: skip
+
+
+def say_marks(datamodule: FilmDataModule) -> None:
+    """How many training films of each class have a mark, by which balance=marks draws them."""
+    if datamodule.marks is None:
+        return
+    label = datamodule.datasets["train"].label
+    for has, name in zip(datamodule.marks, CLASSES, strict=True):
+        log.info(
+            "marks in the corners that come with %s: %s of %s normal training films, %s of %s with pneumonia", name,
+            *(f"{count:,}" for y in (0, 1) for count in ((has & (label == y)).sum(), (label == y).sum())),
+        )  # fmt: skip
 
 
 def build_classifier(config: TrainConfig, films: Films) -> Classifier:

@@ -47,6 +47,13 @@ def test_its_last_weights_are_kept_and_give_its_table_again(
     assert after and all(float(after[k]["logit"]) == pytest.approx(float(before[k]["logit"]), abs=1e-4) for k in after)
 
 
+def test_each_fifth_epoch_and_the_last_are_validated(record: Path) -> None:
+    with (record / "metrics.csv").open(newline="") as stream:
+        seen = [int(row["epoch"]) for row in csv.DictReader(stream) if row["val/auroc"]]
+    told = json.loads((record / "run.json").read_text())
+    assert seen == [4, 9, 11] and told["epochs"] == 12 and told["objective"]["value"] is not None
+
+
 def test_one_that_was_interrupted_and_went_on_ends_as_it(
     command: Command, record: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

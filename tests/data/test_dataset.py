@@ -311,4 +311,4 @@ def test_balance_marks_says_which_film_has_gone(phantoms: Path, tmp_path: Path) 
     gone = root / films.records["train"][3].path
     gone.unlink()
     with pytest.raises(UserError, match=f"{gone.name}.*balance=marks looks for marks in the films themselves"):
-        films.against_marks(root)
+        films.marks_in(root)

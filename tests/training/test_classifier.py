@@ -164,6 +164,11 @@ def test_the_last_epoch_is_kept_where_no_choice_is_asked_for(tmp_path: Path) -> 
     assert torch.equal(kept.head[-1].weight.detach(), steps.after[-1])
     history: list[dict[str, float | None]] = [{"epoch": 0.0, "val/auroc": 0.9}, {"epoch": 1.0, "val/auroc": 0.8}]
     assert kept_row(history, "val/auroc", "last") is history[1] and kept_row(history, "val/auroc") is history[0]
+    unseen: dict[str, float | None] = {"epoch": 2.0, "train/loss": 0.1, "val/auroc": None}
+    assert (
+        kept_row([*history, unseen], "val/auroc", "last") is history[1]
+        and kept_row([unseen], "val/auroc", "last") is None
+    )
 
 
 def test_a_failed_save_leaves_the_former_checkpoint_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,6 +243,19 @@ def test_a_nan_of_the_very_last_step_is_found_before_the_epochs_pictures_and_che
     with pytest.raises(NonFiniteLoss, match="no epoch was finished"):
         trainer(tmp_path, StopOnNonFiniteLoss(tmp_path), Poison(), saver).fit(classifier(), batches(8), batches(8))
     assert not (tmp_path / "best.ckpt").exists()
+
+
+def test_a_nan_of_an_epochs_last_step_reaches_no_checkpoint_where_that_epoch_is_not_validated(tmp_path: Path) -> None:
+    class Poison(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.current_epoch == 1 and batch_idx + 1 == trainer.num_training_batches:
+                pl_module.net.head[-1].bias.data.fill_(math.nan)
+
+    watched = (ValidateEvery(5), Poison(), StopOnNonFiniteLoss(tmp_path), last_checkpoint(tmp_path))
+    with pytest.raises(NonFiniteLoss, match=rf"step 6 \(epoch 1\).*last good checkpoint is {tmp_path / 'last.ckpt'}"):
+        trainer(tmp_path, *watched, epochs=3).fit(classifier(), batches(), batches())
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["epoch"] == 0 and all(torch.isfinite(value).all() for value in saved["state_dict"].values())
 
 
 def test_a_nan_batch_makes_the_mean_nan() -> None:
