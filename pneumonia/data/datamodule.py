@@ -57,10 +57,12 @@ class FilmDataModule(L.LightningDataModule):
             )
             for split, part in self.records.items()
         }
-        self.against = self.against_shortcuts() if balance in ("counterexamples", "marks") else None
+        self.against: np.ndarray | None = None
         self.marks: np.ndarray | None = None
+        if balance in ("counterexamples", "marks"):
+            self.against = self.against_shortcuts()
         if balance == "marks":
-            assert root is not None
+            assert root is not None and self.against is not None
             self.marks = self.marks_in(root)
             self.against = self.against * against_marks(self.marks, self.datasets["train"].label.astype(np.int64))
 
