@@ -93,7 +93,21 @@ def settings_of(folder: Path) -> dict[str, Any]:
     root = read_json(folder / "run.json").get("data_root")
     if root and was.get("data.root") and not Path(str(was["data.root"])).expanduser().is_absolute():
         was["data.root"] = root
+    began = began_in(folder)
+    if began != Path.cwd():
+        for name in ("data.manifest", "model.weights"):
+            if was.get(name) and (began / str(was[name])).is_file():
+                was[name] = str(began / str(was[name]))
     return was
+
+
+def began_in(folder: Path) -> Path:
+    """The folder in which the run's command was typed; today's where that is not told."""
+    try:
+        told = OmegaConf.select(OmegaConf.load(folder / ".hydra" / "hydra.yaml"), "hydra.runtime.cwd")
+    except UNREADABLE:
+        told = None
+    return Path(told) if isinstance(told, str) else Path.cwd()
 
 
 def composed_settings(overrides: Sequence[str]) -> dict[str, Any]:

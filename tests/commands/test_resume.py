@@ -70,6 +70,18 @@ def test_a_moved_run_goes_on_and_keeps_its_best(
     assert_same_end(unbroken, moved)
 
 
+def test_typed_in_another_folder_a_run_finds_the_list_of_films_that_was_named_by_a_relative_path(
+    unbroken: Path, command: Command, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "films.csv").write_bytes((unbroken / "manifest.csv").read_bytes())
+    settings = (*SETTINGS, "data.manifest=films.csv")
+    folder = interrupted(command, phantoms, monkeypatch, settings=settings)
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    command("train", f"resume={folder}")
+    assert_same_end(unbroken, folder)
+
+
 def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_and_says_so(
     unbroken: Path,
     command: Command,
