@@ -250,8 +250,8 @@ def place_of(folder: Path) -> Place:
 
 
 def refuse_other_state(folder: Path, place: Place, weights: Mapping[str, Any], config: TrainConfig) -> None:
-    """Raise UserError unless the checkpoint's weights and optimizer are of the kind that the run goes on with, and its
-    best weights of the same rule."""
+    """Raise UserError unless the checkpoint's weights and optimizer are of the kind that the run goes on with, its best
+    weights of the same rule, and some are or will be validated."""
     content = readable(place.checkpoint) if place.checkpoint else None
     if content is None:
         return
@@ -262,6 +262,11 @@ def refuse_other_state(folder: Path, place: Place, weights: Mapping[str, Any], c
                 f"resume={folder}: {name}={getattr(config, name)}: best.ckpt was kept by {name}={before}; start a new "
                 "run for another."
             )
+    if place.epoch + 1 >= config.epochs and not (folder / "checkpoints" / "best.ckpt").is_file():
+        raise UserError(
+            f"resume={folder}: epochs={config.epochs}: {place.epoch + 1} are done and none of them was validated; type "
+            "more, or leave it out."
+        )
     shapes = {name: tuple(value.shape) for name, value in content["state_dict"].items()}
     now = {name: tuple(value.shape) for name, value in weights.items()}
     if differ := sorted(name for name in shapes | now if shapes.get(name) != now.get(name)):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
-from resume_cases import interrupted
+from resume_cases import SETTINGS, interrupted
 
 from pneumonia.config import compose, quoted
 from pneumonia.workflows import experiment
@@ -94,6 +94,18 @@ def test_what_is_refused_leaves_the_runs_settings_and_what_is_forced_is_kept(
     assert "optimizer.lr=0.005" in OmegaConf.load(folder / ".hydra" / "overrides.yaml")
     rates = [float(row["learning_rate"]) for row in csv.DictReader((folder / "metrics.csv").open())]
     assert rates[2:] == [0.005] and 0.005 not in rates[:2]
+
+
+def test_fewer_epochs_than_are_done_are_refused_where_none_was_validated(
+    command: Command, phantoms: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = interrupted(command, phantoms, monkeypatch, settings=(*SETTINGS, "validate_every=3"))
+    with pytest.raises(SystemExit) as ending:
+        command("train", f"resume={folder}", "force=true", "epochs=2")
+    assert ending.value.code == 2
+    assert "epochs=2: 2 are done and none of them was validated" in capsys.readouterr().err
+    command("train", f"resume={folder}", "force=true", "epochs=3")
+    assert json.loads((folder / "run.json").read_text())["status"] == "finished"
 
 
 def test_a_path_with_an_apostrophe_is_read_as_it_is_told() -> None:
