@@ -133,7 +133,7 @@ def one_sided_marks(
 def marks_of(records: Sequence[Record], films: Iterable[Film]) -> Mask:
     """Which films have a mark that comes with normal, with pneumonia: bool [2, N], by the labels of patients other than
     its own: those of one half (drawn from seed 0) by what FILMS films at most of the other half show. 4,173 films of
-    224 px take 4 s of a core, 10 s beside other work."""
+    224 px take 4 s of a core."""
     group = groups_of(records)
     half = (np.random.default_rng(0).permutation(group.max() + 1) % 2 == 0)[group]
     return marked_by_the_others(windows_of(films), np.array([record.label for record in records]), half)
