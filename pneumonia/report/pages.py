@@ -32,6 +32,7 @@ def environment(markdown: bool = False) -> Environment:
         lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     made.filters |= {
+        "thousands": thousands,
         "number": number,
         "estimate": estimate,
         "percent": percent,
@@ -100,6 +101,11 @@ def best_epoch(page: Mapping[str, Any]) -> int | None:
     rows = [row for row in page["history"] if row.get(told.get("name", "")) is not None]
     value = told.get("value")
     return next((int(row["epoch"]) for row in rows if row[told["name"]] == value), None)
+
+
+def thousands(films: int) -> str:
+    """A whole number with commas between thousands."""
+    return f"{films:,}"
 
 
 def number(value: float | None, digits: int = 3) -> str:
