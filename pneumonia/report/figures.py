@@ -166,9 +166,10 @@ def curves(history: Sequence[Mapping[str, float | None]], best_epoch: int | None
     return figure
 
 
-def validated(row: Mapping[str, float | None]) -> bool:
-    """Whether an epoch of the history has figures of validation films."""
-    return any(value is not None for name, value in row.items() if name.startswith("val/"))
+def last_validated(history: Sequence[dict[str, float | None]]) -> dict[str, float | None] | None:
+    """The last epoch of the history that has figures of validation films."""
+    seen = (r for r in reversed(history) if any(r[name] is not None for name in r if name.startswith("val/")))
+    return next(seen, None)
 
 
 def confusion_matrix(tn: int, fp: int, fn: int, tp: int, title: str) -> Figure:

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pneumonia.report import evidence_figures as drawn
-from pneumonia.report.figures import confusion_matrix, validated
+from pneumonia.report.figures import confusion_matrix, last_validated
 from pneumonia.report.figures import curves as history_curves
 from pneumonia.report.seed import MATRIX, MATRIX_ACCURACY, REPORTED
 
@@ -96,7 +96,8 @@ def best_epoch(page: Mapping[str, Any]) -> int | None:
     """The epoch whose weights were kept: the last that was validated, or the first that reached the run's objective,
     where it is told."""
     if page["keep"] == "last":
-        return next((int(row["epoch"]) for row in reversed(page["history"]) if validated(row)), None)
+        row = last_validated(page["history"])
+        return None if row is None else int(row["epoch"] or 0)
     told = page["objective"] or {}
     rows = [row for row in page["history"] if row.get(told.get("name", "")) is not None]
     value = told.get("value")

@@ -20,7 +20,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from pneumonia.evaluation.metrics import confusion
 from pneumonia.models.vgg import VGG
-from pneumonia.report.figures import confusion_matrix, validated
+from pneumonia.report.figures import confusion_matrix, last_validated
 from pneumonia.settings import UserError
 from pneumonia.training.classifier import Classifier
 
@@ -250,7 +250,7 @@ def kept_row(
     """The row whose weights best.ckpt holds: with keep="last" the last that was validated, else of equally good ones
     the first; None when there is no such row, or the objective was never defined."""
     if keep == "last":
-        return next((row for row in reversed(history) if validated(row)), None)
+        return last_validated(history)
     rows = [row for row in history if row[objective] is not None]
     sign = 1 if mode_of(objective) == "min" else -1
     return min(rows, key=lambda row: sign * float(row[objective] or 0), default=None)
