@@ -8,6 +8,7 @@ from pneumonia.settings import UserError
 
 ALLOWED = (
     "pneumonia.models.",
+    "pneumonia.training.optimizers.",
     "pneumonia.training.schedules.",
     "pneumonia.attribution.",
     "torch.optim.",

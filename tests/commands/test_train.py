@@ -159,7 +159,7 @@ def test_a_hospitals_own_list_trains_with_a_warning_for_films_without_patient(
         ("model=compact", "optimizer=adamw", "gradient_clip=1.0", "trainer.precision=bf16-mixed"),
         ("balance=weighted_sampler", "augment=strong", "stop_on=val/loss", "label_smoothing=0.1", "data.resize=pad"),
         ("data.folds=3", "data.fold=1", "test=false", "schedule=step", "deterministic=true", "data.resize=crop"),
-        ("balance=marks", "validate_every=2", "test=false"),
+        ("balance=marks", "validate_every=2", "test=false", "optimizer=muon"),
     ],
     ids=lambda typed: typed[0],
 )
