@@ -15,8 +15,8 @@ LIKE_ADAM = 0.2  # root mean square of a step at a rate of 1: about what AdamW's
 class Muon(torch.optim.AdamW):
     """Hidden kernels by Muon, all else by AdamW, at the same rate.
 
-    The momentum of a kernel [out, ...] is taken as a matrix of `out` rows, and the step is the nearest orthogonal one
-    to it: all its directions are learnt at one pace, where AdamW's step is ruled by a few (Jordan et al. 2024,
+    The momentum of a kernel [out, ...] is taken as a matrix of `out` rows, and the step is about the orthogonal matrix
+    nearest to it: all its directions are learnt at one pace, where AdamW's step is ruled by a few (Jordan et al. 2024,
     https://kellerjordan.github.io/posts/muon). Steps are as large as AdamW's, so that its rate and decay fit here too
     (Liu et al. 2025, arXiv:2502.16982). torch.optim.Muon takes no kernel of a convolution and nothing beside kernels.
 
