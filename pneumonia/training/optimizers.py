@@ -67,15 +67,21 @@ def orthogonal(matrix: Tensor) -> Tensor:
     Newton and Schulz's iteration with NEWTON_SCHULZ for coefficients. It is a polynomial of the smaller Gram matrix
     times the matrix, so that but for the first and the last product all are of the smaller side.
     """
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    wide = wide / wide.norm().clamp(min=TINY)
-    first, third, fifth = NEWTON_SCHULZ
-    gram = wide @ wide.T
-    whole = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    for _ in range(ITERATIONS):
-        factor = torch.addmm(gram, gram, gram, beta=third, alpha=fifth)
-        factor.diagonal().add_(first)
-        whole = factor @ whole
+    if matrix.shape[0] > matrix.shape[1]:
+        return orthogonal(matrix.T).T
+    matrix = matrix / matrix.norm().clamp(min=TINY)
+    gram = matrix @ matrix.T
+    whole = factor = factor_of(gram)
+    for _ in range(ITERATIONS - 1):
         gram = factor @ gram @ factor
-    turned = whole @ wide
-    return turned if matrix.shape[0] <= matrix.shape[1] else turned.T
+        factor = factor_of(gram)
+        whole = factor @ whole
+    return whole @ matrix
+
+
+def factor_of(gram: Tensor) -> Tensor:
+    """Gram matrix [M, M] -> [M, M], by which one iteration multiplies the matrix that it is of."""
+    first, third, fifth = NEWTON_SCHULZ
+    factor = torch.addmm(gram, gram, gram, beta=third, alpha=fifth)
+    factor.diagonal().add_(first)
+    return factor
