@@ -19,23 +19,47 @@ def test_a_step_has_the_singular_vectors_and_levels_the_values(shape: tuple[int,
     assert values.diag().min() > 0.5 and values.diag().max() < 1.25
 
 
-def test_no_gradient_is_no_step() -> None:
+def test_a_blank_matrix_stays_blank() -> None:
     assert torch.equal(orthogonal(torch.zeros(3, 5)), torch.zeros(3, 5))
 
 
-def test_kernels_go_as_torchs_own_muon_takes_a_matrix() -> None:
-    kernel, matrix = (nn.Parameter(torch.ones(4, 24)) for _ in range(2))
-    ours = Muon([kernel], lr=0.01, momentum=0.95, **SETTINGS)
-    torchs = torch.optim.Muon([matrix], lr=0.01, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+@pytest.mark.parametrize("momentum", [0.95, 0.5])
+@pytest.mark.parametrize("shape", [(4, 24), (24, 4)])
+def test_kernels_go_as_torchs_own_muon_takes_a_matrix(shape: tuple[int, int], momentum: float) -> None:
+    kernel, matrix = (nn.Parameter(torch.ones(shape)) for _ in range(2))
+    ours = Muon([kernel], lr=0.01, momentum=momentum, **SETTINGS)
+    torchs = torch.optim.Muon([matrix], lr=0.01, weight_decay=0.05, momentum=momentum, adjust_lr_fn="match_rms_adamw")
 
     for step in range(5):
-        gradient = torch.randn(4, 24, generator=torch.Generator().manual_seed(step))
+        gradient = torch.randn(shape, generator=torch.Generator().manual_seed(step))
         for parameter, optimizer in ((kernel, ours), (matrix, torchs)):
             parameter.grad = gradient.clone()
             optimizer.step()
 
     moved = (matrix - 1).norm()
     assert (kernel - matrix).norm() < 0.02 * moved  # torch's is in bfloat16
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_convolution_goes_as_the_matrix_with_a_row_for_each_of_its_filters(layout: torch.memory_format) -> None:
+    numbers = torch.randn(2, 4, 6, 2, 2, generator=torch.Generator().manual_seed(0))
+    kernel, matrix = nn.Parameter(numbers[0].clone(memory_format=layout)), nn.Parameter(numbers[0].flatten(1).clone())
+    kernel.grad, matrix.grad = numbers[1].clone(memory_format=layout), numbers[1].flatten(1).clone()
+
+    Muon([kernel, matrix], lr=0.01, momentum=0.95, **SETTINGS).step()
+
+    assert not torch.equal(matrix, numbers[0].flatten(1))
+    assert torch.equal(kernel.flatten(1), matrix)
+
+
+def test_a_frozen_kernel_stays_as_it_is() -> None:
+    frozen, learning = (nn.Parameter(torch.ones(3, 5)) for _ in range(2))
+    learning.grad = torch.ones(3, 5)
+
+    Muon([frozen, learning], lr=0.01, momentum=0.95, **SETTINGS).step()
+
+    assert torch.equal(frozen, torch.ones(3, 5))
+    assert not torch.equal(learning, torch.ones(3, 5))
 
 
 def test_all_else_goes_as_adamw_takes_it() -> None:
@@ -72,6 +96,7 @@ def test_goes_on_from_its_state() -> None:
     assert torch.equal(trained(stopped=True), trained(stopped=False))
 
 
-def test_a_momentum_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"momentum=1.5: expected a share in \[0, 1\)"):
-        Muon([nn.Parameter(torch.ones(2, 2))], lr=0.1, momentum=1.5, **SETTINGS)
+@pytest.mark.parametrize("momentum", [1, 1.5, -0.1])
+def test_a_momentum_that_is_none_is_refused(momentum: float) -> None:
+    with pytest.raises(ValueError, match=rf"momentum={momentum}: expected a share in \[0, 1\)"):
+        Muon([nn.Parameter(torch.ones(2, 2))], lr=0.1, momentum=momentum, **SETTINGS)
