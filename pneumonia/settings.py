@@ -98,6 +98,7 @@ class DataConfig:
     val_fraction: float = 0.2
     folds: int | None = None
     fold: int | None = None
+    nested: bool = False
     held_out: str | None = None
     counterexamples: str | None = None
     patient_key: str = "strict"
@@ -132,6 +133,10 @@ class DataConfig:
         told = [f"data.{key}={value}" for key, value in ways.items() if value is not None]
         if len(told) > 1:
             raise UserError(f"{' and '.join(told)}: expected one of them.")
+        if self.nested and self.folds is None:
+            raise UserError(
+                "data.nested=true is of folds: type data.folds=2 data.fold=0 beside it (fold counts from 0)."
+            )
         in_range("data.folds", self.folds, 2)
         in_range("data.fold", self.fold, 0, (self.folds or 1) - 1)
 
@@ -179,6 +184,7 @@ class TrainConfig:
     stop_on: str | None = None
     patience: int = MISSING
     balance: str = MISSING
+    hard_films: str | None = None
     label_smoothing: float = MISSING
     mixup: float = MISSING
     cutmix: float = MISSING
@@ -204,6 +210,7 @@ class TrainConfig:
     retry_failed: bool = False
 
     def __post_init__(self) -> None:
+        not_empty(self, "hard_films")
         one_of("objective", self.objective, OBJECTIVES)
         one_of("keep", self.keep, ("best", "last"))
         in_range("validate_every", self.validate_every, 1)

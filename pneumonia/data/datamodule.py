@@ -24,7 +24,8 @@ from pneumonia.settings import UserError, usable_cores
 class FilmDataModule(L.LightningDataModule):
     """Loaders over `records`, their pixels from `films`: train shuffled and augmented, val and test in record order.
 
-    `root`: the folder of the films' own files, in which balance="marks" looks for marks.
+    `root`: the folder of the films' own files, in which balance="marks" looks for marks. `harder` [N]: how many times
+    more each training film is drawn than `balance` has it.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class FilmDataModule(L.LightningDataModule):
         seed: int,
         on_gpu: bool,
         root: Path | None = None,
+        harder: np.ndarray | None = None,
     ) -> None:
         super().__init__()
         self.records = {split: [r for r in records if r.split == split] for split in ("train", "val", "test")}
@@ -57,6 +59,7 @@ class FilmDataModule(L.LightningDataModule):
             )
             for split, part in self.records.items()
         }
+        self.harder = harder
         self.against: np.ndarray | None = None
         self.marks: np.ndarray | None = None
         if balance in ("counterexamples", "marks"):
@@ -69,6 +72,8 @@ class FilmDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         label = self.datasets["train"].label
         weight = balanced(label) if self.balance == "weighted_sampler" else self.against
+        if self.harder is not None:
+            weight = self.harder if weight is None else weight * self.harder
         return self._loader("train", shuffle=True, weight=weight)
 
     def against_shortcuts(self) -> np.ndarray:

@@ -21,15 +21,19 @@ Read = Callable[[Sequence[Record]], Films]
 
 def split_by_patient(
     records: Sequence[Record], fraction: float, seed: int, folds: int | None = None, fold: int | None = None,
-    held_out: str | None = None, counterexamples: str | None = None, read: Read | None = None,
+    held_out: str | None = None, counterexamples: str | None = None, read: Read | None = None, nested: bool = False,
 ) -> list[Record]:  # fmt: skip
     """`records` with split train, val or test; test records, and a split that names val already, stay as they are.
 
     `fraction` of each class validates; with `folds`, fold number `fold` of k does; with `held_out`, of the classes that
     have films of such names these do; with `counterexamples`, the fraction that this shortcut gets most wrong, for
-    which `read` gives the pixels uint8 [N, S, S] of records. Raises UserError when there are too few patients to have
-    both classes on both sides.
+    which `read` gives the pixels uint8 [N, S, S] of records. `nested`: the folds are of the training films alone that
+    `fraction`, or the manifest, leaves; the others are left out, test films too. Raises UserError when there are too
+    few patients to have both classes on both sides.
     """
+    if nested:
+        outer = split_by_patient(records, fraction, seed)
+        return split_by_patient([r for r in outer if r.split == "train"], fraction, seed, folds, fold)
     if any(record.split == "val" for record in records):
         told = {"folds": folds, "held_out": held_out, "counterexamples": counterexamples}
         for key, value in told.items():

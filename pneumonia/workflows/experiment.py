@@ -26,6 +26,7 @@ from pneumonia.workflows.audit import write_audit
 from pneumonia.workflows.ending import ending, signal_of
 from pneumonia.workflows.evidence import after_training
 from pneumonia.workflows.films import Films, describe, films_of, stacked
+from pneumonia.workflows.hard import MOST, weight_of_hard
 from pneumonia.workflows.pictures import draw_after, draw_before
 from pneumonia.workflows.predictions import predict, summarize, write_predictions
 from pneumonia.workflows.record import RunRecord, write_json
@@ -61,6 +62,7 @@ def fit_and_test(config: TrainConfig) -> float:
     if launched().rank > 0:
         return follow(classifier, datamodule, trainer, place)
     say_marks(datamodule)
+    say_hard(datamodule)
     say_processes(config, trainer)
     say_emulated(trainer)
     record = start_record(config, folder, films, classifier, trainer)
@@ -100,10 +102,13 @@ def follow(classifier: Classifier, datamodule: FilmDataModule, trainer: L.Traine
 
 def build_datamodule(config: TrainConfig, films: Films) -> FilmDataModule:
     data = config.data
+    harder = None
+    if config.hard_films is not None:
+        harder = weight_of_hard(Path(config.hard_films).expanduser(), films.records)
     return FilmDataModule(
         films.pixels, films.records, config.augment["steps"],
         batch_size=data.batch_size, num_workers=data.num_workers, balance=config.balance, seed=config.seed,
-        on_gpu=uses_gpu(config.trainer, launched()), root=films.root,
+        on_gpu=uses_gpu(config.trainer, launched()), root=films.root, harder=harder,
     )  # fmt: skip
 
 
@@ -117,6 +122,17 @@ def say_marks(datamodule: FilmDataModule) -> None:
             "marks in the corners that come with %s: %s of %s normal training films, %s of %s with pneumonia", name,
             *(f"{count:,}" for y in (0, 1) for count in ((has & (label == y)).sum(), (label == y).sum())),
         )  # fmt: skip
+
+
+def say_hard(datamodule: FilmDataModule) -> None:
+    """How many normal training films the nets of hard_films= take for pneumonia."""
+    if datamodule.harder is None:
+        return
+    normal = datamodule.datasets["train"].label == 0
+    log.info(
+        "hard films: %s of %s normal training films were taken for pneumonia by nets that had not seen them",
+        f"{(datamodule.harder > 1 + MOST / 2).sum():,}", f"{normal.sum():,}",
+    )  # fmt: skip
 
 
 def build_classifier(config: TrainConfig, films: Films) -> Classifier:

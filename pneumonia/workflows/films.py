@@ -77,7 +77,7 @@ def films_of(data: DataConfig, seed: int) -> Films:
         notes += overlooked(root)
     split = split_by_patient(
         opened, data.val_fraction, seed, data.folds, data.fold, data.held_out, data.counterexamples,
-        lambda some: stacked(pixels, some),
+        lambda some: stacked(pixels, some), data.nested,
     )  # fmt: skip
     if data.counterexamples is not None:
         notes.append(

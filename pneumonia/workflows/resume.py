@@ -95,8 +95,8 @@ def settings_of(folder: Path) -> dict[str, Any]:
         was["data.root"] = root
     began = began_in(folder)
     if began != Path.cwd():
-        for name in ("data.manifest", "model.weights"):
-            if was.get(name) and (began / str(was[name])).is_file():
+        for name in ("data.manifest", "model.weights", "hard_films"):
+            if was.get(name) and (began / str(was[name])).exists():
                 was[name] = str(began / str(was[name]))
     return was
 
