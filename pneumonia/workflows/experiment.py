@@ -37,7 +37,8 @@ from pneumonia.workflows.trainer import build_trainer, quiet, say_emulated, say_
 log = logging.getLogger(__name__)
 
 SPLIT = (
-    "batch_size", "image_size", "resize", "val_fraction", "folds", "fold", "held_out", "counterexamples", "patient_key",
+    "batch_size", "image_size", "resize", "val_fraction", "folds", "fold", "nested", "held_out", "counterexamples",
+    "patient_key",
 )  # fmt: skip
 MIXED = ("mixup", "cutmix", "border_out", "lungs_out", "random_conv", "border_swap")
 # settings that make no other model
