@@ -222,6 +222,11 @@ class TrainConfig:
                     f"{self.validate_every}, or stop_on=null."
                 )
         one_of("balance", self.balance, ("none", "weighted_loss", "weighted_sampler", "counterexamples", "marks"))
+        if self.hard_films is not None and self.balance == "weighted_loss":
+            raise UserError(
+                f"hard_films={self.hard_films} draws normal films more often, and balance=weighted_loss counts on each "
+                "being drawn once: type another balance, as balance=weighted_sampler."
+            )
         one_of("standardize", self.standardize, ("none", "centre", "local"))
         if self.local_view and self.standardize == "local":
             raise UserError(

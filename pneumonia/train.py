@@ -6,10 +6,12 @@ from pneumonia.settings import TrainConfig, UserError
 
 def check(config: TrainConfig) -> None:
     from pneumonia.workflows.films import preflight  # decodes headers and splits; still no torch
+    from pneumonia.workflows.hard import check_hard
     from pneumonia.workflows.processes import check_launch
 
     check_launch(config)
     preflight(config)
+    check_hard(config)
 
 
 def task(config: TrainConfig) -> float:

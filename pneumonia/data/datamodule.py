@@ -20,12 +20,14 @@ from pneumonia.data.split import check_enough, groups_of
 from pneumonia.data.transforms import Augmentation
 from pneumonia.settings import UserError, usable_cores
 
+MOST = 4.0  # how many times more a normal film is drawn that others are sure is pneumonia; the only one tried
+
 
 class FilmDataModule(L.LightningDataModule):
     """Loaders over `records`, their pixels from `films`: train shuffled and augmented, val and test in record order.
 
-    `root`: the folder of the films' own files, in which balance="marks" looks for marks. `harder` [N]: how many times
-    more each training film is drawn than `balance` has it.
+    `root`: the folder of the films' own files, in which balance="marks" looks for marks. `hard` [N]: how sure others
+    are, wrongly, that a training film is pneumonia; the surer, the more often it is drawn.
     """
 
     def __init__(
@@ -40,7 +42,7 @@ class FilmDataModule(L.LightningDataModule):
         seed: int,
         on_gpu: bool,
         root: Path | None = None,
-        harder: np.ndarray | None = None,
+        hard: np.ndarray | None = None,
     ) -> None:
         super().__init__()
         self.records = {split: [r for r in records if r.split == split] for split in ("train", "val", "test")}
@@ -59,7 +61,7 @@ class FilmDataModule(L.LightningDataModule):
             )
             for split, part in self.records.items()
         }
-        self.harder = harder
+        self.hard = hard
         self.against: np.ndarray | None = None
         self.marks: np.ndarray | None = None
         if balance in ("counterexamples", "marks"):
@@ -71,9 +73,13 @@ class FilmDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         label = self.datasets["train"].label
-        weight = balanced(label) if self.balance == "weighted_sampler" else self.against
-        if self.harder is not None:
-            weight = self.harder if weight is None else weight * self.harder
+        alike = self.balance == "weighted_sampler"
+        weight = balanced(label) if alike else self.against
+        if self.hard is not None:
+            often = 1 + MOST * self.hard
+            if alike:
+                often[label == 0] /= often[label == 0].mean()
+            weight = often if weight is None else weight * often
         return self._loader("train", shuffle=True, weight=weight)
 
     def against_shortcuts(self) -> np.ndarray:

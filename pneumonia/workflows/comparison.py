@@ -27,7 +27,7 @@ from pneumonia.report.pages import comparison_html
 from pneumonia.settings import CompareConfig, UserError, named_standardize, one_of
 from pneumonia.workflows.record import write_all
 from pneumonia.workflows.resume import composed_settings, flat
-from pneumonia.workflows.sources import Source, read_run
+from pneumonia.workflows.sources import Source, jobs_of, read_run
 from pneumonia.workflows.stressed import needed_stress, same_stress
 from pneumonia.workflows.voting import credit_of, drop_vote, vote, voters, write_vote
 from pneumonia.workflows.weighing import rounded, told_split
@@ -86,22 +86,6 @@ def sources_of(config: CompareConfig) -> dict[str, Source]:
         folders, _ = jobs_of(folders[0])
     names = distinct(folders)
     return of_one_kind({name: read_run(folder) for name, folder in zip(names, folders, strict=True)})
-
-
-def jobs_of(
-    sweep: Path, setting: str = "runs", instead: str = ", or a list as 'runs=[a,b]'"
-) -> tuple[list[Path], list[str]]:
-    """The finished runs in the sweep folder that `setting` names, by number, and the names of those that did not."""
-    if not sweep.is_dir():
-        raise UserError(f"{setting}={sweep}: no such folder; expected a sweep folder{instead}.")
-    begun = [folder for folder in sweep.iterdir() if (folder / "run.json").is_file()]
-    begun.sort(
-        key=lambda folder: (not folder.name.isdigit(), int(folder.name) if folder.name.isdigit() else 0, folder.name)
-    )
-    finished = [folder for folder in begun if (folder / "predictions.csv").is_file()]
-    if not finished:
-        raise UserError(f"{setting}={sweep}: no finished run in it; expected folders with a predictions.csv.")
-    return finished, [folder.name for folder in begun if folder not in finished]
 
 
 def distinct(folders: Sequence[Path]) -> list[str]:

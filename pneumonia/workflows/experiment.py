@@ -26,7 +26,7 @@ from pneumonia.workflows.audit import write_audit
 from pneumonia.workflows.ending import ending, signal_of
 from pneumonia.workflows.evidence import after_training
 from pneumonia.workflows.films import Films, describe, films_of, stacked
-from pneumonia.workflows.hard import MOST, weight_of_hard
+from pneumonia.workflows.hard import mistaken
 from pneumonia.workflows.pictures import draw_after, draw_before
 from pneumonia.workflows.predictions import predict, summarize, write_predictions
 from pneumonia.workflows.record import RunRecord, write_json
@@ -103,13 +103,13 @@ def follow(classifier: Classifier, datamodule: FilmDataModule, trainer: L.Traine
 
 def build_datamodule(config: TrainConfig, films: Films) -> FilmDataModule:
     data = config.data
-    harder = None
+    hard = None
     if config.hard_films is not None:
-        harder = weight_of_hard(Path(config.hard_films).expanduser(), films.records)
+        hard = mistaken(Path(config.hard_films).expanduser(), films.records)
     return FilmDataModule(
         films.pixels, films.records, config.augment["steps"],
         batch_size=data.batch_size, num_workers=data.num_workers, balance=config.balance, seed=config.seed,
-        on_gpu=uses_gpu(config.trainer, launched()), root=films.root, harder=harder,
+        on_gpu=uses_gpu(config.trainer, launched()), root=films.root, hard=hard,
     )  # fmt: skip
 
 
@@ -127,12 +127,12 @@ def say_marks(datamodule: FilmDataModule) -> None:
 
 def say_hard(datamodule: FilmDataModule) -> None:
     """How many normal training films the nets of hard_films= take for pneumonia."""
-    if datamodule.harder is None:
+    if datamodule.hard is None:
         return
     normal = datamodule.datasets["train"].label == 0
     log.info(
         "hard films: %s of %s normal training films were taken for pneumonia by nets that had not seen them",
-        f"{(datamodule.harder > 1 + MOST / 2).sum():,}", f"{normal.sum():,}",
+        f"{(datamodule.hard > 0.5).sum():,}", f"{normal.sum():,}",
     )  # fmt: skip
 
 

@@ -1,12 +1,13 @@
 """Which training films are hard: normal ones that nets which never saw them take for pneumonia. No torch.
 
-The nets are those of nested folds, so each film is judged by one that was not trained on its patient, and no film that
-validates or tests here was shown to any of them. Films that a first training gets wrong are drawn more often in a
+The nets are those of nested folds, so each film is judged by one that was not trained on its patient, and no patient
+that validates or tests here was shown to any of them. Films that a first training gets wrong are drawn more often in a
 second one (Just Train Twice, Liu et al. 2021, arXiv:2107.09044), here by how wrong they are out of fold, and of normal
 ones alone: a film with pneumonia that looks normal may show nothing to learn, the label being of the patient.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,53 +15,67 @@ import numpy as np
 from pneumonia.data.records import Record
 from pneumonia.evaluation.calibration import calibrate, fit_platt
 from pneumonia.evaluation.checks import Floats
-from pneumonia.settings import UserError
-from pneumonia.workflows.comparison import jobs_of
-from pneumonia.workflows.sources import Source, read_run
+from pneumonia.settings import TrainConfig, UserError
+from pneumonia.workflows.films import films_of
+from pneumonia.workflows.sources import Source, jobs_of, read_run
 
-MOST = 4.0  # how many times more a normal film is drawn that the nets are sure is pneumonia
-
-
-def weight_of_hard(sweep: Path, records: Sequence[Record]) -> Floats:
-    """Factor [N] by which the training films among `records` are drawn more often: 1 with pneumonia, 1 to 1 + MOST for
-    normal ones. Raises UserError as `taken_for_pneumonia` does."""
-    normal = np.array([record.label == 0 for record in records if record.split == "train"])
-    return 1 + MOST * normal * taken_for_pneumonia(sweep, records)
+WAY = (
+    "expected the sweep of -m data.nested=true data.folds=2 data.fold=0,1 with the seed and the settings of data typed "
+    "here, or with data.manifest=<manifest.csv of a run that has these training films>"
+)
+Film = tuple[str, int]  # SHA-256, label
 
 
-def taken_for_pneumonia(sweep: Path, records: Sequence[Record]) -> Floats:
-    """Probability [N] of pneumonia of the training films among `records`, each by the run of `sweep` that it validates,
-    calibrated there. Raises UserError where a film was not judged, or one that judges here was trained on there."""
-    told: dict[str, float] = {}
+def mistaken(sweep: Path, records: Sequence[Record]) -> Floats:
+    """How sure nets that never saw it are that a training film is pneumonia though it is normal: probability [N] of the
+    training films among `records`, calibrated on the films that each net judges; 0 for those with pneumonia.
+
+    Raises UserError where a film was not judged, and where a net was trained on a patient that judges here.
+    """
+    told: dict[Film, list[float]] = defaultdict(list)
     for folder in jobs_of(sweep, "hard_films", " of nested folds")[0]:
         source = read_run(folder)
         refuse_known(source, records)
-        told |= judged(source)
-    train = [record.path for record in records if record.split == "train"]
-    if lacking := [path for path in train if path not in told]:
+        for film, probability in judged(source):
+            told[film].append(probability)
+    train = [record for record in records if record.split == "train"]
+    if lacking := [record.path for record in train if (record.sha256, record.label) not in told]:
         raise UserError(
             f"hard_films={sweep}: {len(lacking):,} of {len(train):,} training films were judged by no run of it "
-            f"({lacking[0]}, ...): expected all folds of the same training films, as by "
-            "-m data.nested=true data.folds=2 data.fold=0,1 with the settings of data that are typed here."
+            f"({lacking[0]}, ...): {WAY}."
         )
-    return np.array([told[path] for path in train])
+    return np.array([0.0 if r.label else np.mean(told[r.sha256, r.label]) for r in train])
 
 
-def judged(source: Source) -> dict[str, float]:
-    """{path: calibrated probability} of a run's validation films."""
-    films = source.splits["val"].films
-    logit = source.splits["val"].logit
+def judged(source: Source) -> Iterator[tuple[Film, float]]:
+    """Each validation film of a run, with its calibrated probability."""
+    if "val" not in source.splits:
+        raise UserError(f"hard_films: {source.file} has no validation films; {WAY}.")
+    known = {record.path: (record.sha256, record.label) for record in source.manifest}
+    films, logit = source.splits["val"].films, source.splits["val"].logit
     temperature, bias = fit_platt(films.label, logit) or (1.0, 0.0)
-    return dict(zip(films.path.tolist(), calibrate(logit, temperature, bias).tolist(), strict=True))
+    for path, probability in zip(films.path.tolist(), calibrate(logit, temperature, bias).tolist(), strict=True):
+        if path in known:
+            yield known[path], probability
 
 
 def refuse_known(source: Source, records: Sequence[Record]) -> None:
-    """Raise UserError where the run was trained on a film that validates or tests among `records`."""
-    trained = {record.sha256 for record in source.manifest if record.split == "train"}
-    known = [record.path for record in records if record.split != "train" and record.sha256 in trained]
-    if known or not trained:
-        what = f"{known[0]} and {len(known) - 1:,} more films that judge here" if known else "nobody knows which films"
-        raise UserError(
-            f"hard_films: {source.folder} was trained on {what}: its judgement would carry their labels into this "
-            "training. Expected runs with data.nested=true and the same data settings, which leave them out."
-        )
+    """Raise UserError where the run was shown a patient, or the bytes of a film, that validates or tests among
+    `records` and does not train there too."""
+    shown = [record for record in source.manifest if record.split != "test"]
+    if not shown or not all(record.sha256 for record in shown):
+        raise UserError(f"hard_films: {source.folder}/manifest.csv does not tell which films it was shown; {WAY}.")
+    for name in ("patient", "sha256"):
+        train = {getattr(record, name) for record in records if record.split == "train"}
+        known = {getattr(record, name) for record in shown} - train
+        if both := [record.path for record in records if record.split != "train" and getattr(record, name) in known]:
+            raise UserError(
+                f"hard_films: {source.folder} was shown {both[0]} or its patient, one of {len(both):,} that judge here,"
+                f" and would carry that label into this training; {WAY}."
+            )
+
+
+def check_hard(config: TrainConfig) -> None:
+    """Raise UserError where `hard_films=` can't be what it must be."""
+    if config.hard_films is not None:
+        mistaken(Path(config.hard_films).expanduser(), films_of(config.data, config.seed).records)

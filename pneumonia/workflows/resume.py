@@ -95,8 +95,9 @@ def settings_of(folder: Path) -> dict[str, Any]:
         was["data.root"] = root
     began = began_in(folder)
     if began != Path.cwd():
-        for name in ("data.manifest", "model.weights", "hard_films"):
-            if was.get(name) and (began / str(was[name])).exists():
+        places = {"data.manifest": Path.is_file, "model.weights": Path.is_file, "hard_films": Path.is_dir}
+        for name, there in places.items():
+            if was.get(name) and there(began / str(was[name])):
                 was[name] = str(began / str(was[name]))
     return was
 

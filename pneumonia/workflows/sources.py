@@ -112,6 +112,22 @@ def read_run(folder: Path) -> Source:
     return read_predictions(folder / "predictions.csv")
 
 
+def jobs_of(
+    sweep: Path, setting: str = "runs", instead: str = ", or a list as 'runs=[a,b]'"
+) -> tuple[list[Path], list[str]]:
+    """The finished runs in the sweep folder that `setting` names, by number, and the names of those that did not."""
+    if not sweep.is_dir():
+        raise UserError(f"{setting}={sweep}: no such folder; expected a sweep folder{instead}.")
+    begun = [folder for folder in sweep.iterdir() if (folder / "run.json").is_file()]
+    begun.sort(
+        key=lambda folder: (not folder.name.isdigit(), int(folder.name) if folder.name.isdigit() else 0, folder.name)
+    )
+    finished = [folder for folder in begun if (folder / "predictions.csv").is_file()]
+    if not finished:
+        raise UserError(f"{setting}={sweep}: no finished run in it; expected folders with a predictions.csv.")
+    return finished, [folder.name for folder in begun if folder not in finished]
+
+
 def read_predictions(file: Path) -> Source:
     """The films of a predictions.csv by split, and what lies beside it."""
     file = file.expanduser()

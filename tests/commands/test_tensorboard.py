@@ -63,7 +63,7 @@ def test_tensorboard_shows_curves_pictures_and_final_metrics(server: str) -> Non
     assert {info["name"]["tag"] for info in experiment["metricInfos"]} >= {"final/val_auroc", "final/test_accuracy"}
     assert {info["name"] for info in experiment["hparamInfos"]} >= {
         "model", "lr", "seed", "image_size", "standardize", "mixup", "keep", "flip_average", "ema",
-        "folds", "optimizer.eps", "schedule.warmup", "model.dropout",
+        "folds", "nested", "hard_films", "optimizer.eps", "schedule.warmup", "model.dropout",
     }  # fmt: skip
 
 

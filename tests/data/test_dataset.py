@@ -255,6 +255,20 @@ def test_films_are_pinned_and_loaded_beside_for_a_run_on_a_gpu_alone(
     assert loader.pin_memory is on_gpu and loader.num_workers == workers
 
 
+@pytest.mark.parametrize("balance", ["none", "counterexamples", "weighted_sampler"])
+def test_hard_films_are_drawn_more_often_beside_what_the_balance_does(phantoms: Path, balance: str) -> None:
+    films = datamodule(phantoms, balance=balance)
+    label = films.datasets["train"].label
+    usual = films.train_dataloader().sampler.weight  # type: ignore[attr-defined]
+    films.hard = np.where(label == 0, np.linspace(0, 1, len(label)), 0)
+    weight = films.train_dataloader().sampler.weight  # type: ignore[attr-defined]
+    ratio = weight / (1 if usual is None else usual)
+    if balance == "weighted_sampler":  # both classes are drawn as often as before
+        assert weight[label == 0].sum() == pytest.approx(usual[label == 0].sum())
+        ratio[label == 0] *= (1 + 4 * films.hard)[label == 0].mean()
+    assert ratio == pytest.approx(1 + 4 * films.hard)
+
+
 def test_the_balance_setting_reaches_the_sampler(phantoms: Path) -> None:
     assert datamodule(phantoms, balance="weighted_sampler").train_dataloader().sampler.weight is not None  # type: ignore[attr-defined]
     assert datamodule(phantoms).train_dataloader().sampler.weight is None  # type: ignore[attr-defined]

@@ -111,9 +111,9 @@ def test_folds_validate_every_training_film_once_and_keep_patients_together() ->
 
 def test_nested_folds_are_of_the_training_films_alone() -> None:
     records = films()
-    for whole in (records, split_by_patient(records, 0.2, 0)):  # by val_fraction, or by the manifest
-        train = {r.path for r in split_by_patient(whole, 0.2, 0) if r.split == "train"}
-        parts = [split_by_patient(whole, 0.2, 0, folds=2, fold=fold, nested=True) for fold in (0, 1)]
+    for whole in (records, split_by_patient(records, 0.3, 5)):  # by val_fraction and seed, or by the manifest
+        train = {r.path for r in split_by_patient(whole, 0.3, 5) if r.split == "train"}
+        parts = [split_by_patient(whole, 0.3, 5, folds=2, fold=fold, nested=True) for fold in (0, 1)]
         assert all({r.path for r in part} == train for part in parts)
         first, second = ({r.path for r in part if r.split == "val"} for part in parts)
         assert first | second == train and not first & second
