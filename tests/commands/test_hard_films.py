@@ -101,7 +101,6 @@ def test_a_film_that_no_run_judged_as_it_is_here_is_named(tmp_path: Path, change
 @pytest.mark.parametrize("same", ["patient", "bytes", "both"])
 def test_runs_that_were_shown_what_judges_here_are_refused(tmp_path: Path, split: str, same: str) -> None:
     sweep, records = made(tmp_path)
-    shown = {r.patient: r for r in records[:1]} | {r.path: r for r in records if r.patient == records[0].patient}
     known = [
         replace(
             r,
@@ -109,7 +108,8 @@ def test_runs_that_were_shown_what_judges_here_are_refused(tmp_path: Path, split
             sha256=r.sha256 if same != "patient" else "f" + r.sha256[1:],
             patient=r.patient if same != "bytes" else "another",
         )
-        for r in {r.path: r for r in shown.values()}.values()
+        for r in records
+        if r.patient == records[0].patient
     ]
     with pytest.raises(UserError, match=r"was shown .* or its patient, one of 2 that judge here"):
         mistaken(sweep, known + [r for r in records if r.patient != records[0].patient])
