@@ -413,6 +413,7 @@ class ExplainConfig:
     split: str = "test"
     threshold: float | None = None
     seed: int = 0
+    views: str = "all"
     activations: Any = False
     channel: Any = "first"
     relu: str = "before"
@@ -427,6 +428,7 @@ class ExplainConfig:
         one_of("select", self.select, ("all", *OUTCOMES, "most_confident_mistakes"))
         one_of("pick", self.pick, ("random", "most_confident", "least_confident"))
         one_of("split", self.split, ("val", "test"))
+        one_of("views", self.views, ("all", "one"))
         one_of("relu", self.relu, ("before", "after"))
         one_of("palette", self.palette, ("colour_blind", "green_red"))
         one_of("accelerator", self.accelerator, ("auto", "cpu", "gpu"))
@@ -459,6 +461,7 @@ class ScoreboardConfig:
     select: str = "tp"
     count: int = 10
     split: str = "test"
+    views: str = "all"
     threshold: float | None = None
     seed: int = 0
     steps: int = 28
@@ -475,6 +478,7 @@ class ScoreboardConfig:
             raise UserError("run is not set: type run=<folder of a finished run>.")
         one_of("select", self.select, (*OUTCOMES, "all"))
         one_of("split", self.split, ("val", "test"))
+        one_of("views", self.views, ("all", "one"))
         one_of("accelerator", self.accelerator, ("auto", "cpu", "gpu"))
         for method in self.methods or []:
             one_of("methods", method, sorted(self.attributions))

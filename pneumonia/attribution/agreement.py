@@ -7,7 +7,7 @@ import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pneumonia.attribution.contract import Method, seeded
 
 Floats = NDArray[np.float64]
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def _centred_ranks(maps: Tensor) -> Floats:
@@ -59,7 +60,7 @@ def seed_stability(method: Method, net: nn.Module, images: Tensor, seeds: Sequen
     return stability
 
 
-def randomised(net: nn.Module, seed: int) -> nn.Module:
+def randomised(net: AnyModule, seed: int) -> AnyModule:
     """A copy of `net` with every layer set back to a random start; ValueError for weights that no layer can reset."""
     other = copy.deepcopy(net)
     with seeded(seed, next(net.parameters()).device):

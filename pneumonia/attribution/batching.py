@@ -40,12 +40,14 @@ def output_bytes(net: nn.Module, image: Tensor) -> int:
 def batch_for(net: nn.Module, image: Tensor, at_most: int, *, gradients: bool) -> int:
     """Images like `image` [1, 3, H, W] to pass through `net` at once, between 1 and `at_most`.
 
-    On CUDA one forward pass measures what an image takes; elsewhere CPU_BATCH is the bound.
+    On CUDA one forward pass measures what an image takes; elsewhere CPU_BATCH is the bound. A net that looks at several
+    copies of each image says so in `copies`, and each of them counts.
     """
+    copies = int(getattr(net, "copies", 1))
     if image.device.type != "cuda":
-        return min(at_most, CPU_BATCH)
+        return max(1, min(at_most, CPU_BATCH) // copies)
     needed = output_bytes(net, image) * (WITH_GRADIENTS if gradients else 1)
-    return max(1, min(at_most, int(SAFETY * free_bytes(image.device) / needed)))
+    return max(1, min(at_most // copies, int(SAFETY * free_bytes(image.device) / needed)))
 
 
 def halved_until_it_fits(run: Callable[[int], Result], batch: int) -> Result:

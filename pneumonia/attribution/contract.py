@@ -1,6 +1,7 @@
 """What every attribution method promises, and how it leaves the net and the random generators as it found them.
 
-Net     a module from images [N, 3, H, W] in [0, 1] to logits [N]; positive means pneumonia; no in-place ReLU.
+Net     a module from images [N, 3, H, W] in [0, 1] to logits [N]; positive means pneumonia; no in-place ReLU. One that
+        averages several views of each image has their number as `copies`, and `by_view` for methods that read layers.
 Method  an object built from its YAML; `attribute` gives one map [N, H, W] on the device of the images, in float32.
         Films are grey and repeated to three channels, so the map sums the channels: the effect of the grey value.
 """

@@ -43,6 +43,15 @@ def _film_by_film(net: nn.Module, images: Tensor, at_most: int, run: Callable[[T
     return _attributed(net, images, at_most, over_all)
 
 
+def _inside(
+    net: nn.Module, images: Tensor, attribute: Callable[[nn.Module, Tensor], Tensor], heat: bool = False
+) -> Tensor | None:
+    """The maps of a net that averages views, for methods that read its layers, which see one view at a time; None of
+    any other net. `heat`: the map has no unit."""
+    by_view = getattr(net, "by_view", None)
+    return None if by_view is None else by_view(attribute, images, heat=heat)
+
+
 def _attributed(net: nn.Module, images: Tensor, at_most: int, run: Callable[[int], Tensor]) -> Tensor:
     """`run(batch)` on a net in evaluation mode, with a batch that fits and without Captum's notices about its hooks."""
     check_images(images)
@@ -153,6 +162,8 @@ class DeepLift:
 
     def attribute(self, net: nn.Module, images: Tensor) -> Tensor:
         """[N, 3, H, W] -> [N, H, W] in logits."""
+        if (maps := _inside(net, images, self.attribute)) is not None:
+            return maps
 
         def run(chunk: Tensor) -> Tensor:
             attribution: Tensor = attr.DeepLift(net).attribute(chunk, baselines=float(self.baseline))
@@ -233,6 +244,8 @@ class GradCam:
 
     def attribute(self, net: nn.Module, images: Tensor) -> Tensor:
         """[N, 3, H, W] -> [N, H, W]; ValueError for a layer that the net does not have, or without feature maps."""
+        if (maps := _inside(net, images, self.attribute, heat=True)) is not None:
+            return maps
         layer = cam_layer(net, self.layer, images)
         size = (images.shape[-2], images.shape[-1])
 
@@ -259,6 +272,8 @@ class GuidedGradCam:
 
     def attribute(self, net: nn.Module, images: Tensor) -> Tensor:
         """[N, 3, H, W] -> [N, H, W]; ValueError for a layer that the net does not have, or without feature maps."""
+        if (maps := _inside(net, images, self.attribute)) is not None:
+            return maps
         layer = cam_layer(net, self.layer, images)
 
         def run(chunk: Tensor) -> Tensor:

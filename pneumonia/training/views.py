@@ -16,6 +16,8 @@ WINDOW = 0.5  # share of the side that counts as a pixel's surroundings
 FLATTEST = 0.03  # standard deviation, of a range of 1; in surroundings as flat as this noise would be all there is
 DEVIATIONS = 3  # either way, which fill the range
 
+Level = tuple[Tensor, Tensor]  # mean and standard deviation, which in_range makes 1/2 and 1/6
+
 
 def as_it_is(grey: Tensor) -> Tensor:
     """[N, 1, S, S] -> itself."""
@@ -28,11 +30,15 @@ def by_centre(grey: Tensor) -> Tensor:
     What differs between machines by exposure and contrast is gone. The margins have no say: a white frame or a black
     page changes nothing within. A blank film becomes 1/2.
     """
+    return in_range(grey, *of_centre(grey))
+
+
+def of_centre(grey: Tensor) -> Level:
+    """[N, 1, S, S] in [0, 1] -> mean and standard deviation [N, 1, 1, 1] of what is within the border."""
     rows, columns = inner(grey)
     centre = grey[:, :, rows, columns]
     mean = centre.mean((1, 2, 3), keepdim=True)
-    std = centre.std((1, 2, 3), correction=0, keepdim=True).clamp(min=1e-3)
-    return in_range(grey, mean, std)
+    return mean, centre.std((1, 2, 3), correction=0, keepdim=True).clamp(min=1e-3)
 
 
 def by_surroundings(grey: Tensor) -> Tensor:
@@ -42,11 +48,15 @@ def by_surroundings(grey: Tensor) -> Tensor:
     that lies askew, a grid, a burnt-in corner beyond the window (local contrast normalisation, Jarrett et al. 2009,
     doi:10.1109/ICCV.2009.5459469). Films are mirrored beyond their edges. A blank film becomes 1/2.
     """
+    return in_range(grey, *of_surroundings(grey))
+
+
+def of_surroundings(grey: Tensor) -> Level:
+    """[N, 1, S, S] in [0, 1] -> mean and standard deviation [N, 1, S, S] of the square around each pixel."""
     reach = max(1, int(WINDOW * min(grey.shape[-2:]) / 2))
     with torch.autocast(grey.device.type, enabled=False):  # a difference of squares needs all of float32
         mean = around(grey, reach)
-        std = ((around(grey**2, reach) - mean**2).clamp(min=0) + FLATTEST**2).sqrt()
-        return in_range(grey, mean, std)
+        return mean, ((around(grey**2, reach) - mean**2).clamp(min=0) + FLATTEST**2).sqrt()
 
 
 def around(grey: Tensor, reach: int) -> Tensor:
@@ -70,7 +80,14 @@ def in_range(grey: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return ((grey - mean) / (2 * DEVIATIONS * std) + 0.5).clamp(0, 1)
 
 
+def of_range(grey: Tensor) -> Level:
+    """[N, 1, S, S] in [0, 1] -> mean and standard deviation [N, 1, 1, 1] by which in_range changes nothing."""
+    one = torch.ones_like(grey[:, :, :1, :1])
+    return one / 2, one / (2 * DEVIATIONS)
+
+
 STANDARDIZE: dict[str, Callable[[Tensor], Tensor]] = {"none": as_it_is, "centre": by_centre, "local": by_surroundings}
+LEVELS: dict[str, Callable[[Tensor], Level]] = {"none": of_range, "centre": of_centre, "local": of_surroundings}
 
 
 def blurred(film: Tensor, share: float) -> Tensor:

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm import tqdm
 
 from pneumonia.attribution.activations import activations
 from pneumonia.attribution.contract import Method
@@ -31,6 +32,7 @@ from pneumonia.report.figures import save
 from pneumonia.settings import OUTCOMES, ExplainConfig, UserError
 from pneumonia.training.checkpoint import load_classifier
 from pneumonia.training.classifier import Classifier
+from pneumonia.training.held import Held
 from pneumonia.training.precision import full_float32
 from pneumonia.workflows.predictions import sigmoid
 from pneumonia.workflows.record import write_json, written
@@ -54,14 +56,14 @@ TOLERANCE = 0.05  # of a probability computed here against predictions.csv: othe
 class Sheet:
     """The films of one sheet with their maps [N, H, W], probabilities [N] and, of LIME, what it fitted.
 
-    averaged: the probabilities are of the mean over views, the maps of one: the whole film as `standardize` has it.
+    one_view: the probabilities are of the mean over views, the maps of one: the whole film as `standardize` has it.
     """
 
     films: list[Film]
     maps: NDArray[np.float32]
     probability: list[float]
     fitted: list[Explanation]
-    averaged: bool = False
+    one_view: bool = False
 
 
 @full_float32()
@@ -77,7 +79,8 @@ def explain_films(config: ExplainConfig) -> None:
     with told_plainly("activations" if only else f"attribution={name}"):
         if not only:
             sheets = {
-                outcome: explained(method, classifier, films, request) for outcome, films in request.sheets.items()
+                outcome: explained(method, classifier, films, request, config.views)
+                for outcome, films in request.sheets.items()
             }
         if config.activations:
             image = images_of(request.films[:1], classifier)
@@ -154,16 +157,37 @@ def images_of(films: list[Film], classifier: Classifier) -> Tensor:
     return classifier.images(classifier.as_predicted(grey_of(films, classifier))).contiguous()
 
 
-def explained(method: Method, classifier: Classifier, films: list[Film], request: Request) -> Sheet:
-    """Maps of the films, one after another where LIME fits a model to each; probabilities as the films are called."""
-    images, net = images_of(films, classifier), classifier.net
-    fitted = method.explain(net, images) if isinstance(method, Lime) else []
-    maps = np.stack([fit.painted() for fit in fitted]) if fitted else method.attribute(net, images).cpu().numpy()
+def averages(classifier: Classifier) -> bool:
+    """Whether a prediction is the mean over several views of a film."""
+    views = (classifier.flip_average, classifier.crop_average, classifier.local_view, classifier.alignment is not None)
+    return any(views)
+
+
+def explained(method: Method, classifier: Classifier, films: list[Film], request: Request, views: str) -> Sheet:
+    """Maps of the films, of `views` all or one; probabilities as the films are called."""
+    shown = tqdm(shown_to(classifier, films, views), "explaining", unit="film", leave=False, disable=None)
+    parts = [attributed(method, net, images) for net, images in shown]
+    maps = np.concatenate([part for part, _ in parts])
+    fitted = [fit for _, fits in parts for fit in fits]
     with torch.inference_mode():
         logits = [float(classifier(film[None])) for film in grey_of(films, classifier)]
-    views = (classifier.flip_average, classifier.crop_average, classifier.local_view, classifier.alignment is not None)
     called = [sigmoid(logit / request.temperature + request.bias) for logit in logits]
-    return Sheet(films, maps, called, fitted, any(views))
+    return Sheet(films, maps, called, fitted, views == "one" and averages(classifier))
+
+
+def shown_to(classifier: Classifier, films: list[Film], views: str) -> list[tuple[nn.Module, Tensor]]:
+    """(net, images [n, 3, S, S]) to explain: all at once, but each film by itself where its views are averaged."""
+    if views == "one" or not averages(classifier):
+        return [(classifier.net, images_of(films, classifier))]
+    seen = classifier.as_predicted(grey_of(films, classifier)).split(1)
+    return [(Held(classifier, grey).eval(), classifier.repeated(grey.float() / 255)) for grey in seen]
+
+
+def attributed(method: Method, net: nn.Module, images: Tensor) -> tuple[NDArray[np.float32], list[Explanation]]:
+    """The maps [N, H, W] and, of LIME, what it fitted."""
+    fitted = method.explain(net, images) if isinstance(method, Lime) else []
+    maps = np.stack([fit.painted() for fit in fitted]) if fitted else method.attribute(net, images).cpu().numpy()
+    return maps, fitted
 
 
 def warn_of_other_probabilities(sheet: Sheet) -> None:
@@ -194,7 +218,7 @@ def write_sheets(
         write_arrays(folder / f"{outcome}.npz", sheet)
         content = {
             "attribution": config.attribution, "checkpoint": str(request.checkpoint), "pick": config.pick,
-            "seed": config.seed, "split": config.split, "threshold": request.threshold,
+            "seed": config.seed, "split": config.split, "threshold": request.threshold, "views": config.views,
             "films": [film.path for film in sheet.films], "of": request.totals[outcome],
         }  # fmt: skip
         write_json(folder / f"{outcome}.json", content)
@@ -277,7 +301,7 @@ def notes(config: ExplainConfig, request: Request, method: Any, outcome: str, sm
         f"smoothed by {smooth:.1f} px for the eye" if smooth else "",
         "yellow line: the true opacity" if masked else "",
         "frame: the true class, orange pneumonia, blue normal" if outcome != "images" else "",
-        "the maps are of one view, the whole film; p is of the mean over views" if sheet.averaged else "",
+        "the maps are of one view, the whole film; p is of the mean over views" if sheet.one_view else "",
         request.source,
     ]
 

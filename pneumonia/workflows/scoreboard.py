@@ -34,7 +34,7 @@ from pneumonia.report.scoreboard import Measure, scoreboard
 from pneumonia.settings import ScoreboardConfig, UserError
 from pneumonia.training.classifier import Classifier
 from pneumonia.training.precision import full_float32
-from pneumonia.workflows.explanation import TITLES, images_of, into_tensorboard, ready, tell_of_report, told_plainly
+from pneumonia.workflows.explanation import TITLES, into_tensorboard, ready, shown_to, tell_of_report, told_plainly
 from pneumonia.workflows.record import write_json, written
 from pneumonia.workflows.selection import NAMES, Request, films_to_score
 
@@ -76,14 +76,14 @@ def score_methods(config: ScoreboardConfig) -> None:
     request, classifier = ready(films_to_score(config), config.accelerator)
     names = list(config.methods or config.attributions)
     methods: dict[str, Method] = {name: build(f"attributions.{name}", config.attributions[name]) for name in names}
-    bench = bench_of(request, classifier, config)
-    log.info("%d films, %s; %s", len(bench.images), NAMES.get(config.select, "all outcomes"), request.locked)
+    benches = benches_of(request, classifier, config)
+    log.info("%d films, %s; %s", len(request.films), NAMES.get(config.select, "all outcomes"), request.locked)
     values: dict[str, dict[str, Values]] = {}
     maps: dict[str, Tensor] = {}
     for name, method in methods.items():
         started = time.perf_counter()
         with told_plainly(f"attributions.{name}"):
-            maps[name], values[name] = measured(method, bench)
+            maps[name], values[name] = joined([measured(method, bench) for bench in benches])
         log.info("%-22s measured in %.1f s", name, time.perf_counter() - started)
     table = agreement({name: attribution.cpu() for name, attribution in maps.items()})
     if len(names) > 1:
@@ -96,12 +96,26 @@ def score_methods(config: ScoreboardConfig) -> None:
     tell_of_report(request)
 
 
-def bench_of(request: Request, classifier: Classifier, config: ScoreboardConfig) -> Bench:
-    """The films on the device, and the masks where every film has one (a normal film has none)."""
-    images, net = images_of(request.films, classifier), classifier.net
+def benches_of(request: Request, classifier: Classifier, config: ScoreboardConfig) -> list[Bench]:
+    """The films on the device, each on a bench of its own where its views are averaged; with the masks where every film
+    has one (a normal film has none)."""
+    shown = shown_to(classifier, request.films, config.views)
+    random = shown_to(randomised(classifier, config.seed).eval(), request.films, config.views)
+    sizes = [len(images) for _, images in shown]
     masks = [film.mask for film in request.films if film.mask is not None]
-    known = torch.from_numpy(np.stack(masks)).to(images.device) if len(masks) == len(images) else None
-    return Bench(net, randomised(net, config.seed).eval(), images, known, config)
+    known: Sequence[Tensor | None] = [None] * len(shown)
+    if len(masks) == len(request.films):
+        known = torch.from_numpy(np.stack(masks)).to(classifier.device).split(sizes)
+    return [
+        Bench(net, chance, images, part, config)
+        for (net, images), (chance, _), part in zip(shown, random, known, strict=True)
+    ]
+
+
+def joined(parts: list[tuple[Tensor, dict[str, Values]]]) -> tuple[Tensor, dict[str, Values]]:
+    """What was measured on several benches, as of one."""
+    maps = torch.cat([part for part, _ in parts])
+    return maps, {name: np.concatenate([found[name] for _, found in parts]) for name in parts[0][1]}
 
 
 def when_done(images: Tensor) -> float:

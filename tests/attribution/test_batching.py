@@ -56,6 +56,21 @@ def test_on_a_gpu_the_batch_follows_the_free_memory(monkeypatch):
     assert choose(small_cnn(), OnGpu(), 256, gradients=False) == 1
 
 
+def test_a_net_that_looks_at_copies_of_each_image_gets_fewer_images(monkeypatch):
+    class OnGpu:
+        device = torch.device("cuda", 0)
+
+    net = small_cnn()
+    net.copies = 3
+    assert batching.batch_for(net, torch.zeros(1, 3, 17, 17), 256, gradients=False) == batching.CPU_BATCH // 3
+    assert batching.batch_for(net, torch.zeros(1, 3, 17, 17), 2, gradients=False) == 1
+    monkeypatch.setattr(batching, "output_bytes", lambda net, image: 1000)
+    monkeypatch.setattr(batching, "free_bytes", lambda device: 50_000)
+    assert batching.batch_for(net, OnGpu(), 30, gradients=False) == 10
+    assert batching.batch_for(net, OnGpu(), 256, gradients=False) == 40  # what an image takes has its copies in it
+    assert batching.batch_for(net, OnGpu(), 2, gradients=False) == 1
+
+
 def test_on_a_cpu_the_batch_is_bounded():
     image = torch.zeros(1, 3, 17, 17)
     assert batching.batch_for(small_cnn(), image, 10_000, gradients=False) == batching.CPU_BATCH

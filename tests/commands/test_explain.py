@@ -17,9 +17,15 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
+from pneumonia.attribution.gradient import IntegratedGradients, Saliency
+from pneumonia.build import build
 from pneumonia.data.decode import read_film
+from pneumonia.training.alignment import Alignment
 from pneumonia.training.checkpoint import load_classifier
+from pneumonia.training.held import Held
+from pneumonia.workflows.explanation import explained
 from pneumonia.workflows.provenance import sheets_of
+from pneumonia.workflows.selection import Film
 
 Command = Callable[..., None]
 METHODS = (
@@ -27,6 +33,13 @@ METHODS = (
     "smoothgrad",
 )  # fmt: skip
 QUICK = {"lime": ("attribution.num_samples=40",), "integrated_gradients": ("attribution.n_steps=5",)}
+
+AS_CALLED: Any = SimpleNamespace(temperature=1.0, bias=0.0)
+
+
+def noise(count: int) -> list[Film]:
+    greys = np.random.default_rng(0).integers(0, 256, (count, 32, 32)).astype(np.uint8)
+    return [Film(f"{place}.png", "a", "", None, None, grey) for place, grey in enumerate(greys)]
 
 
 @pytest.fixture
@@ -170,7 +183,6 @@ def test_images_go_through_the_run_s_own_preprocessing(
 def test_what_is_explained_is_the_film_as_predictions_see_it(finished: Path) -> None:
     from pneumonia.training.views import blurred
     from pneumonia.workflows.explanation import images_of
-    from pneumonia.workflows.selection import Film
 
     classifier = load_classifier(finished / "checkpoints" / "best.ckpt").eval()
     classifier.blurred_views = 0.02
@@ -181,19 +193,47 @@ def test_what_is_explained_is_the_film_as_predictions_see_it(finished: Path) -> 
 
 
 @pytest.mark.parametrize("view", [None, "flip_average", "crop_average", "local_view", "alignment"])
-def test_a_sheet_knows_whether_its_probabilities_are_of_the_mean_over_views(finished: Path, view: str | None) -> None:
-    from pneumonia.attribution.gradient import GradCam
-    from pneumonia.training.alignment import Alignment
-    from pneumonia.workflows.explanation import explained
-    from pneumonia.workflows.selection import Film
-
+@pytest.mark.parametrize("views", ["all", "one"])
+def test_a_sheet_knows_whether_its_maps_are_of_less_than_its_probabilities(
+    finished: Path, view: str | None, views: str
+) -> None:
     classifier = load_classifier(finished / "checkpoints" / "best.ckpt").eval()
     if view:
         setattr(classifier, view, Alignment() if view == "alignment" else True)
-    grey = np.random.default_rng(0).integers(0, 256, (32, 32)).astype(np.uint8)
-    request: Any = SimpleNamespace(temperature=1.0, bias=0.0)
-    films = [Film("a.png", "a", "", None, None, grey)]
-    assert explained(GradCam(None, True, 1), classifier, films, request).averaged is bool(view)
+    sheet = explained(Saliency(False, 8), classifier, noise(1), AS_CALLED, views)
+    assert sheet.one_view is (views == "one" and bool(view))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_explains_the_mean_over_views_film_by_film(finished: Path, name: str) -> None:
+    classifier = load_classifier(finished / "checkpoints" / "best.ckpt").eval()
+    spec = yaml.safe_load((Path(__file__).parents[2] / "conf" / "attribution" / f"{name}.yaml").read_text())
+    quick = {
+        key.partition(".")[2]: int(value) for key, _, value in (text.partition("=") for text in QUICK.get(name, ()))
+    }
+    method = build("attribution", spec | quick)
+    plain = explained(method, classifier, noise(2), AS_CALLED, "all").maps
+    classifier.flip_average = classifier.crop_average = classifier.local_view = True
+    films = noise(2)
+    averaged, one = (explained(method, classifier, films, AS_CALLED, views).maps for views in ("all", "one"))
+    assert averaged.shape == (2, 32, 32) and averaged.dtype == np.float32 and np.isfinite(averaged).all()
+    assert np.array_equal(one, plain) and not np.allclose(averaged, one, rtol=0.01)
+    np.testing.assert_allclose(
+        averaged[1:], explained(method, classifier, films[1:], AS_CALLED, "all").maps, atol=1e-6, rtol=1e-4
+    )
+
+
+def test_the_map_of_all_views_is_of_the_logit_that_calls_the_film(finished: Path) -> None:
+    classifier = load_classifier(finished / "checkpoints" / "best.ckpt").eval()
+    classifier.flip_average = classifier.crop_average = classifier.local_view = True
+    sheet = explained(IntegratedGradients(0.0, 200, 64), classifier, noise(2), AS_CALLED, "all")
+    for film, attribution, p in zip(sheet.films, sheet.maps, sheet.probability, strict=True):
+        assert film.pixels is not None
+        net = Held(classifier, torch.from_numpy(film.pixels)[None, None])
+        with torch.no_grad():
+            black = float(net(torch.zeros(1, 3, 32, 32)))
+        change = float(np.log(p / (1 - p))) - black
+        assert abs(float(attribution.sum()) - change) < 0.02 * abs(change)
 
 
 def test_the_footnote_counts_the_superpixels() -> None:

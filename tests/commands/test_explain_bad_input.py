@@ -44,6 +44,7 @@ def refused(command: Command, capsys: pytest.CaptureFixture[str], name: str, *ar
         (("run=",), "run= is empty: expected a path"),
         (("run=RUN", "layers=[]"), "layers=[]: expected null"),
         (("run=RUN", "layers=input"), "layers=input: expected a list, as layers=[a,b]"),
+        (("run=RUN", "views=two"), "views=two: expected one of all, one"),
         (("run=RUN", "palette=rainbow"), "expected one of colour_blind, green_red"),
         (("run=RUN", "channel=loudest"), "expected first, strongest, mean or the number"),
         (("run=RUN", "activations=yess"), "expected false, true or only"),

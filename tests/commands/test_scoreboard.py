@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,6 +82,52 @@ def test_films_without_known_opacity_leave_the_truth_out(command: Command, finis
     )
     entry = scores(finished)["methods"]["gradcam"]
     assert not set(TRUTH) & set(entry) and entry["deletion"]["n"] == 2
+
+
+def averaging(run: Path) -> None:
+    """Make the run's net predict by the mean over mirror images, middles and ways to standardise."""
+    file = run / "checkpoints" / "best.ckpt"
+    content = torch.load(file, weights_only=True)
+    content["hyper_parameters"] |= {"flip_average": True, "crop_average": True, "local_view": True}
+    torch.save(content, file)
+
+
+def test_where_views_are_averaged_each_film_is_measured_by_itself(command: Command, finished: Path) -> None:
+    averaging(finished)
+    seen = {}
+    for views in ("all", "one"):
+        typed = ("threshold=0", "count=3", "methods=[saliency,gradcam,lime]", "attributions.lime.num_samples=40")
+        command("scoreboard", f"run={finished}", f"views={views}", *typed, *QUICK)
+        told = scores(finished)
+        assert told["n"] == 3 and told["settings"]["views"] == views
+        seen[views] = {name: {key: entry[key] for key in RANKED} for name, entry in told["methods"].items()}
+        assert all(entry[key]["n"] == 3 for entry in seen[views].values() for key in (*TRUTH, "deletion"))
+    assert all(seen["all"][name]["deletion"] != seen["one"][name]["deletion"] for name in ("saliency", "gradcam"))
+
+
+def test_a_bench_of_all_views_has_its_film_its_mask_and_a_net_that_learnt_nothing(finished: Path) -> None:
+    from pneumonia.training.checkpoint import load_classifier
+    from pneumonia.workflows.scoreboard import benches_of
+
+    averaging(finished)
+    classifier = load_classifier(finished / "checkpoints" / "best.ckpt")
+    grey = np.random.default_rng(0).integers(0, 256, (2, 32, 32)).astype(np.uint8)
+    films = [Film(f"{n}.png", "a", "", 1, 0.9, grey[n], mask=np.full((32, 32), bool(n))) for n in range(2)]
+    request: Any = SimpleNamespace(films=films)
+    config: Any = SimpleNamespace(seed=0, views="all")
+    benches = benches_of(request, classifier, config)
+    assert len(benches) == 2
+    with torch.no_grad():
+        for bench, film in zip(benches, films, strict=True):
+            alone = classifier(torch.from_numpy(film.pixels)[None, None])
+            torch.testing.assert_close(bench.net(bench.images), alone)
+            assert not torch.allclose(bench.random(bench.images), alone, atol=0.01)
+            assert bench.masks is not None and np.array_equal(bench.masks.numpy()[0], film.mask)
+    films[1] = Film("1.png", "a", "", 0, 0.9, grey[1])  # a normal film has no opacity to find
+    assert all(bench.masks is None for bench in benches_of(request, classifier, config))
+    config.views = "one"
+    [bench] = benches_of(request, classifier, config)
+    assert bench.images.shape == (2, 3, 32, 32) and bench.net is classifier.net
 
 
 def test_ranks_by_hand() -> None:
