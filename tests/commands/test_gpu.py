@@ -10,6 +10,7 @@ import pytest
 import torch
 from resume_cases import assert_same_end, interrupted, rows_without_times, start
 
+from pneumonia.data.decode import read_film
 from pneumonia.training.checkpoint import load_classifier
 from pneumonia.training.precision import full_float32
 
@@ -29,7 +30,14 @@ SETTINGS = (
     "augment=strong",
     "mixup=0.2",
     "ema=0.9",
+    "optimizer=muon",
+    "optimizer.lr=0.004",
+    "standardize=centre",
     "flip_average=true",
+    "crop_average=true",
+    "aligned_view=true",
+    "local_view=true",
+    "blurred_views=0.006",
     "cuda_graphs=true",
     "deterministic=true",
 )
@@ -111,9 +119,10 @@ def test_other_ways_to_train_leave_a_whole_run(command: Command, phantoms: Path,
     assert Path("run/report.html").is_file()
 
 
-def test_a_net_says_the_same_on_the_gpu_and_on_the_cpu(trained: Path) -> None:
+def test_a_net_says_the_same_on_the_gpu_and_on_the_cpu(trained: Path, phantoms: Path) -> None:
     classifier = load_classifier(trained / "checkpoints" / "best.ckpt")
-    film = torch.randint(0, 256, (16, 1, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    paths = sorted((phantoms / "test").rglob("*.png"))
+    film = torch.from_numpy(np.stack([read_film(path, 64, "squash") for path in paths]))[:, None]
     with full_float32(), torch.inference_mode():
         here, there = classifier(film), classifier.cuda()(film.cuda()).cpu()
     torch.testing.assert_close(here, there, atol=1e-4, rtol=1e-4)
