@@ -26,7 +26,7 @@ from pneumonia.workflows.audit import write_audit
 from pneumonia.workflows.ending import ending, signal_of
 from pneumonia.workflows.evidence import after_training
 from pneumonia.workflows.films import Films, describe, films_of, stacked
-from pneumonia.workflows.hard import mistaken
+from pneumonia.workflows.hard import hard_of, write_hard
 from pneumonia.workflows.pictures import draw_after, draw_before
 from pneumonia.workflows.predictions import predict, summarize, write_predictions
 from pneumonia.workflows.record import RunRecord, write_json
@@ -71,6 +71,8 @@ def fit_and_test(config: TrainConfig) -> float:
         keep_settings(folder, config)
     try:
         write_manifest(folder / "manifest.csv", films.records)
+        if datamodule.hard is not None:
+            write_hard(folder, films.records, datamodule.hard)
         draw_before(folder, films, datamodule, classifier)
         trainer.fit(classifier, datamodule, ckpt_path=place.checkpoint, weights_only=True)
         objective = test_best(config, folder, films, datamodule, trainer, record)
@@ -103,13 +105,11 @@ def follow(classifier: Classifier, datamodule: FilmDataModule, trainer: L.Traine
 
 def build_datamodule(config: TrainConfig, films: Films) -> FilmDataModule:
     data = config.data
-    hard = None
-    if config.hard_films is not None:
-        hard = mistaken(Path(config.hard_films).expanduser(), films.records)
     return FilmDataModule(
         films.pixels, films.records, config.augment["steps"],
         batch_size=data.batch_size, num_workers=data.num_workers, balance=config.balance, seed=config.seed,
-        on_gpu=uses_gpu(config.trainer, launched()), root=films.root, hard=hard,
+        on_gpu=uses_gpu(config.trainer, launched()), root=films.root,
+        hard=hard_of(config, films.records),
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ second one (Just Train Twice, Liu et al. 2021, arXiv:2107.09044), here by how wr
 ones alone: a film with pneumonia that looks normal may show nothing to learn, the label being of the patient.
 """
 
+import csv
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,13 +18,49 @@ from pneumonia.evaluation.calibration import calibrate, fit_platt
 from pneumonia.evaluation.checks import Floats
 from pneumonia.settings import TrainConfig, UserError
 from pneumonia.workflows.films import films_of
+from pneumonia.workflows.record import written
 from pneumonia.workflows.sources import Source, jobs_of, read_run
 
 WAY = (
     "expected the sweep of -m data.nested=true data.folds=2 data.fold=0,1 with the seed and the settings of data typed "
     "here, or with data.manifest=<manifest.csv of a run that has these training films>"
 )
+TABLE = "hard_films.csv"
 Film = tuple[str, int]  # SHA-256, label
+
+
+def hard_of(config: TrainConfig, records: Sequence[Record]) -> Floats | None:
+    """`mistaken` by the sweep that `hard_films=` names; a run that is gone on with keeps what it began with, whatever
+    became of the sweep, but for force=true, which may name another one. None without `hard_films=`."""
+    if config.hard_films is None:
+        return None
+    if config.resume is not None and not config.force and (kept := read_hard(Path(config.resume), records)) is not None:
+        return kept
+    return mistaken(Path(config.hard_films).expanduser(), records)
+
+
+def write_hard(folder: Path, records: Sequence[Record], hard: Floats) -> None:
+    """hard_films.csv of a run: its training films, and how sure others were that each is pneumonia though it is
+    normal."""
+    with written(folder / TABLE) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(["path", "label", "sha256", "probability"])
+        train = (record for record in records if record.split == "train")
+        rows.writerows([r.path, r.label, r.sha256, float(p)] for r, p in zip(train, hard, strict=True))
+
+
+def read_hard(folder: Path, records: Sequence[Record]) -> Floats | None:
+    """What `write_hard` wrote of the training films; None where a run was ended before that. Raises UserError."""
+    if not (folder / TABLE).is_file():
+        return None
+    try:
+        with (folder / TABLE).open(newline="", encoding="utf-8") as stream:
+            told = {(row["sha256"], int(row["label"])): float(row["probability"]) for row in csv.DictReader(stream)}
+        return np.array([told[record.sha256, record.label] for record in records if record.split == "train"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder / TABLE} is not what the run wrote ({error!r}): remove it, and the sweep of hard_films= is read."
+        ) from error
 
 
 def mistaken(sweep: Path, records: Sequence[Record]) -> Floats:
@@ -78,4 +115,4 @@ def refuse_known(source: Source, records: Sequence[Record]) -> None:
 def check_hard(config: TrainConfig) -> None:
     """Raise UserError where `hard_films=` can't be what it must be."""
     if config.hard_films is not None:
-        mistaken(Path(config.hard_films).expanduser(), films_of(config.data, config.seed).records)
+        hard_of(config, films_of(config.data, config.seed).records)

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from conftest import SMALL
 from made_runs import FIELDS, make_run, rows_of, with_logit, write_table
+from resume_cases import assert_same_end, interrupted
 
 from pneumonia.data.records import Record
 from pneumonia.evaluation.calibration import calibrate, fit_platt
 from pneumonia.settings import UserError
-from pneumonia.workflows.hard import mistaken
+from pneumonia.workflows.hard import mistaken, read_hard
 from pneumonia.workflows.resume import settings_of
 
 Command = Callable[..., None]
@@ -158,6 +159,34 @@ def test_from_nested_folds_to_a_training(command: Command, phantoms: Path, tmp_p
     with pytest.MonkeyPatch.context() as patch:  # a relative sweep folder is found from another one
         patch.chdir(tmp_path / "below")
         assert settings_of(tmp_path / "again")["hard_films"] == str(tmp_path / "halves")
+
+
+def test_a_run_that_is_gone_on_with_keeps_the_hard_films_that_it_began_with(
+    command: Command, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    usual = [*SMALL, f"data.root={phantoms}", "data.val_fraction=0.3", "deterministic=true"]
+    command(
+        "train", "-m", *usual, "epochs=1", "data.nested=true", "data.folds=2", "data.fold=0,1",
+        f"hydra.sweep.dir={tmp_path}/halves",
+    )  # fmt: skip
+    settings = [*usual, "epochs=3", f"hard_films={tmp_path}/halves"]
+    command("train", *settings, f"hydra.run.dir={tmp_path}/whole")
+    folder = interrupted(command, phantoms, monkeypatch, folder=str(tmp_path / "broken"), settings=settings, epochs=1)
+    shutil.rmtree(tmp_path / "halves")
+    capsys.readouterr()
+    with pytest.raises(SystemExit):  # another sweep may be meant, and this one is gone
+        command("train", f"resume={folder}", f"hard_films={tmp_path}/halves", "epochs=3", "force=true")
+    assert "no such folder; expected a sweep folder of nested folds" in capsys.readouterr().err
+    command("train", f"resume={folder}")
+    assert_same_end(tmp_path / "whole", folder)
+    kept = list(csv.DictReader((folder / "hard_films.csv").open()))
+    films = {row["path"]: row for row in csv.DictReader((folder / "manifest.csv").open()) if row["split"] == "train"}
+    assert {row["path"] for row in kept} == set(films)
+    assert any(float(row["probability"]) > 0 for row in kept)
+    assert all(float(row["probability"]) == 0 for row in kept if films[row["path"]]["label"] == "1")
+    write_table(folder / "hard_films.csv", kept[1:], tuple(kept[0]))  # a film is missing
+    with pytest.raises(UserError, match=r"hard_films\.csv is not what the run wrote .*remove it"):
+        read_hard(folder, [Record(r["path"], int(r["label"]), "", split="train", sha256=r["sha256"]) for r in kept])
 
 
 @pytest.mark.parametrize(
