@@ -54,16 +54,13 @@ TOLERANCE = 0.05  # of a probability computed here against predictions.csv: othe
 
 @dataclass(frozen=True)
 class Sheet:
-    """The films of one sheet with their maps [N, H, W], probabilities [N] and, of LIME, what it fitted.
-
-    one_view: the probabilities are of the mean over views, the maps of one: the whole film as `standardize` has it.
-    """
+    """The films of one sheet with their maps [N, H, W], probabilities [N], of LIME what it fitted, and a note."""
 
     films: list[Film]
     maps: NDArray[np.float32]
     probability: list[float]
     fitted: list[Explanation]
-    one_view: bool = False
+    note: str = ""
 
 
 @full_float32()
@@ -163,6 +160,12 @@ def averages(classifier: Classifier) -> bool:
     return any(views)
 
 
+def one_view(classifier: Classifier, views: str) -> str:
+    """What to say below maps that are of less than the probability."""
+    less = views == "one" and averages(classifier)
+    return "the maps are of one view, the whole film; p is of the mean over views" if less else ""
+
+
 def explained(method: Method, classifier: Classifier, films: list[Film], request: Request, views: str) -> Sheet:
     """Maps of the films, of `views` all or one; probabilities as the films are called."""
     shown = tqdm(shown_to(classifier, films, views), "explaining", unit="film", leave=False, disable=None)
@@ -172,7 +175,7 @@ def explained(method: Method, classifier: Classifier, films: list[Film], request
     with torch.inference_mode():
         logits = [float(classifier(film[None])) for film in grey_of(films, classifier)]
     called = [sigmoid(logit / request.temperature + request.bias) for logit in logits]
-    return Sheet(films, maps, called, fitted, views == "one" and averages(classifier))
+    return Sheet(films, maps, called, fitted, one_view(classifier, views))
 
 
 def shown_to(classifier: Classifier, films: list[Film], views: str) -> list[tuple[nn.Module, Tensor]]:
@@ -301,7 +304,7 @@ def notes(config: ExplainConfig, request: Request, method: Any, outcome: str, sm
         f"smoothed by {smooth:.1f} px for the eye" if smooth else "",
         "yellow line: the true opacity" if masked else "",
         "frame: the true class, orange pneumonia, blue normal" if outcome != "images" else "",
-        "the maps are of one view, the whole film; p is of the mean over views" if sheet.one_view else "",
+        sheet.note,
         request.source,
     ]
 

@@ -34,7 +34,15 @@ from pneumonia.report.scoreboard import Measure, scoreboard
 from pneumonia.settings import ScoreboardConfig, UserError
 from pneumonia.training.classifier import Classifier
 from pneumonia.training.precision import full_float32
-from pneumonia.workflows.explanation import TITLES, into_tensorboard, ready, shown_to, tell_of_report, told_plainly
+from pneumonia.workflows.explanation import (
+    TITLES,
+    into_tensorboard,
+    one_view,
+    ready,
+    shown_to,
+    tell_of_report,
+    told_plainly,
+)
 from pneumonia.workflows.record import write_json, written
 from pneumonia.workflows.selection import NAMES, Request, films_to_score
 
@@ -90,7 +98,7 @@ def score_methods(config: ScoreboardConfig) -> None:
         for place, name in enumerate(names):
             values[name]["agreement"] = np.delete(table[:, place], place, axis=1).mean(axis=1)
     try:
-        write_scoreboard(config, request, values, table)
+        write_scoreboard(config, request, values, table, one_view(classifier, config.views))
     except OSError as error:
         raise UserError(f"{request.output} can't be written to: {error}. Mend its permissions.") from error
     tell_of_report(request)
@@ -206,9 +214,9 @@ def badness(measure: Measure, value: float) -> float:
 
 
 def write_scoreboard(
-    config: ScoreboardConfig, request: Request, values: Mapping[str, Mapping[str, Values]], table: Values
+    config: ScoreboardConfig, request: Request, values: Mapping[str, Mapping[str, Values]], table: Values, note: str
 ) -> None:
-    """The table in three forms, and on the terminal; best method first."""
+    """The table in three forms, and on the terminal; best method first. `note` goes below the picture."""
     means = {
         name: {key: interval(column, config.resamples, config.seed, "pointing" in key) for key, column in found.items()}
         for name, found in values.items()
@@ -226,7 +234,9 @@ def write_scoreboard(
         {m.name: [means[name].get(m.name, {}) for name in order] for m in measures},
         mean_table,
         f"n = {len(request.films)} {NAMES.get(config.select, 'films')}, one a patient; 95 % intervals over films",
-        f"{config.split} films \N{MIDDLE DOT} {request.locked} \N{MIDDLE DOT} {request.source}",
+        " \N{MIDDLE DOT} ".join(
+            text for text in (f"{config.split} films", request.locked, note, request.source) if text
+        ),
     )
     request.output.mkdir(parents=True, exist_ok=True)
     write_csv(request.output / "scoreboard.csv", order, place, measures, means)

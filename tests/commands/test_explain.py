@@ -201,7 +201,7 @@ def test_a_sheet_knows_whether_its_maps_are_of_less_than_its_probabilities(
     if view:
         setattr(classifier, view, Alignment() if view == "alignment" else True)
     sheet = explained(Saliency(False, 8), classifier, noise(1), AS_CALLED, views)
-    assert sheet.one_view is (views == "one" and bool(view))
+    assert bool(sheet.note) is (views == "one" and bool(view)) and ("of one view" in sheet.note) is bool(sheet.note)
 
 
 @pytest.mark.parametrize("name", METHODS)

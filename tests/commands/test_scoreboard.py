@@ -92,9 +92,14 @@ def averaging(run: Path) -> None:
     torch.save(content, file)
 
 
-def test_where_views_are_averaged_each_film_is_measured_by_itself(command: Command, finished: Path) -> None:
+def test_where_views_are_averaged_each_film_is_measured_by_itself(
+    command: Command, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pneumonia.workflows import scoreboard
+
     averaging(finished)
-    seen = {}
+    seen, below, real = {}, {}, scoreboard.scoreboard
+    monkeypatch.setattr(scoreboard, "scoreboard", lambda *shown: (below.update({views: shown[-1]}), real(*shown))[1])
     for views in ("all", "one"):
         typed = ("threshold=0", "count=3", "methods=[saliency,gradcam,lime]", "attributions.lime.num_samples=40")
         command("scoreboard", f"run={finished}", f"views={views}", *typed, *QUICK)
@@ -102,6 +107,7 @@ def test_where_views_are_averaged_each_film_is_measured_by_itself(command: Comma
         assert told["n"] == 3 and told["settings"]["views"] == views
         seen[views] = {name: {key: entry[key] for key in RANKED} for name, entry in told["methods"].items()}
         assert all(entry[key]["n"] == 3 for entry in seen[views].values() for key in (*TRUTH, "deletion"))
+    assert "of one view" in below["one"] and "view" not in below["all"]
     assert all(seen["all"][name]["deletion"] != seen["one"][name]["deletion"] for name in ("saliency", "gradcam"))
 
 
