@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from pneumonia.attribution.contract import evaluating
+from pneumonia.attribution.contract import AveragesViews, evaluating
 
 CPU_BATCH = 8  # measured at 224 x 224: larger ones are slower on a core, for their outputs are new memory each time
 SAFETY = 0.8  # share of the free memory to plan with: allocators lose some to fragments
@@ -40,10 +40,10 @@ def output_bytes(net: nn.Module, image: Tensor) -> int:
 def batch_for(net: nn.Module, image: Tensor, at_most: int, *, gradients: bool) -> int:
     """Images like `image` [1, 3, H, W] to pass through `net` at once, between 1 and `at_most`.
 
-    On CUDA one forward pass measures what an image takes; elsewhere CPU_BATCH is the bound. A net that looks at several
-    copies of each image says so in `copies`, and each of them counts.
+    On CUDA one forward pass measures what an image takes; elsewhere CPU_BATCH is the bound. Of a net that averages
+    views each view counts.
     """
-    copies = int(getattr(net, "copies", 1))
+    copies = net.copies if isinstance(net, AveragesViews) else 1
     if image.device.type != "cuda":
         return max(1, min(at_most, CPU_BATCH) // copies)
     needed = output_bytes(net, image) * (WITH_GRADIENTS if gradients else 1)

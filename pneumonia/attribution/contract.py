@@ -1,14 +1,14 @@
 """What every attribution method promises, and how it leaves the net and the random generators as it found them.
 
-Net     a module from images [N, 3, H, W] in [0, 1] to logits [N]; positive means pneumonia; no in-place ReLU. One that
-        averages several views of each image has their number as `copies`, and `by_view` for methods that read layers.
+Net     a module from images [N, 3, H, W] in [0, 1] to logits [N]; positive means pneumonia; no in-place ReLU. Methods
+        that read layers ask one that averages views of each image (AveragesViews) for these.
 Method  an object built from its YAML; `attribute` gives one map [N, H, W] on the device of the images, in float32.
         Films are grey and repeated to three channels, so the map sums the channels: the effect of the grey value.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +20,22 @@ class Method(Protocol):
 
     def attribute(self, net: nn.Module, images: Tensor) -> Tensor:
         """Images [N, 3, H, W] in [0, 1] -> attribution [N, H, W]."""
+
+
+@runtime_checkable
+class AveragesViews(Protocol):
+    """A net whose logit of an image is the mean over `copies` views of it."""
+
+    copies: int
+
+    def views(self, images: Tensor) -> Tensor:
+        """Images [N, 3, H, W] -> [N * copies, 3, H, W] as the net within takes them."""
+
+    def by_view(
+        self, attribute: Callable[[nn.Module, Tensor], Tensor], images: Tensor, *, heat: bool = False
+    ) -> Tensor:
+        """Images [N, 3, H, W] -> the mean [N, H, W] of the maps of their views, moved back onto the images; with `heat`
+        a map without unit, whose values move and not their sums."""
 
 
 def check_images(images: Tensor) -> None:

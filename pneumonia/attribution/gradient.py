@@ -1,8 +1,9 @@
 """Attributions from gradients, all computed by Captum (target=None: the net has one logit).
 
-Every class is one method with the arguments of its YAML; `internal_batch_size` bounds the images in the net at once.
-Random methods take one film at a time from the same seed, so a film's map depends on no other film. They draw their
-noise `internal_batch_size` samples at a time: on CUDA another batch is another draw.
+Every class is one method with the arguments of its YAML; `internal_batch_size` bounds the images in the net at once (of
+a net that averages views, its views, but for those of one image). Random methods take one film at a time from the same
+seed, so a film's map depends on no other film. They draw their noise `internal_batch_size` samples at a time: on CUDA
+another batch is another draw.
 """
 
 import warnings
@@ -16,7 +17,7 @@ from captum import attr
 from torch import Tensor, nn
 
 from pneumonia.attribution.batching import batch_for, halved_until_it_fits
-from pneumonia.attribution.contract import check_images, check_positive, evaluating, seeded
+from pneumonia.attribution.contract import AveragesViews, check_images, check_positive, evaluating, seeded
 from pneumonia.attribution.layers import POOLS, find_layer, last_convolution, leaves, relu_after
 
 
@@ -41,15 +42,6 @@ def _film_by_film(net: nn.Module, images: Tensor, at_most: int, run: Callable[[T
         return torch.cat([run(_leaf(film), size).detach() for film in torch.split(images, 1)])
 
     return _attributed(net, images, at_most, over_all)
-
-
-def _inside(
-    net: nn.Module, images: Tensor, attribute: Callable[[nn.Module, Tensor], Tensor], heat: bool = False
-) -> Tensor | None:
-    """The maps of a net that averages views, for methods that read its layers, which see one view at a time; None of
-    any other net. `heat`: the map has no unit."""
-    by_view = getattr(net, "by_view", None)
-    return None if by_view is None else by_view(attribute, images, heat=heat)
 
 
 def _attributed(net: nn.Module, images: Tensor, at_most: int, run: Callable[[int], Tensor]) -> Tensor:
@@ -162,14 +154,20 @@ class DeepLift:
 
     def attribute(self, net: nn.Module, images: Tensor) -> Tensor:
         """[N, 3, H, W] -> [N, H, W] in logits."""
-        if (maps := _inside(net, images, self.attribute)) is not None:
-            return maps
+        check_images(images)
+        flat = torch.full_like(images[:1], self.baseline)
+        if isinstance(net, AveragesViews):
+            return net.by_view(partial(self._from, net.views(flat)), images)
+        return self._from(flat.expand_as(images), net, images)
 
-        def run(chunk: Tensor) -> Tensor:
-            attribution: Tensor = attr.DeepLift(net).attribute(chunk, baselines=float(self.baseline))
-            return attribution.sum(1)
+    def _from(self, baselines: Tensor, net: nn.Module, images: Tensor) -> Tensor:
+        """The maps by differences from `baselines` [N, 3, H, W]."""
 
-        return _in_batches(net, images, self.internal_batch_size, run)
+        def over_all(size: int) -> Tensor:
+            pairs = zip(images.split(size), baselines.split(size), strict=True)
+            return torch.cat([attr.DeepLift(net).attribute(_leaf(x), x0).sum(1).detach() for x, x0 in pairs])
+
+        return _attributed(net, images, self.internal_batch_size, over_all)
 
 
 @dataclass(frozen=True)
@@ -244,8 +242,8 @@ class GradCam:
 
     def attribute(self, net: nn.Module, images: Tensor) -> Tensor:
         """[N, 3, H, W] -> [N, H, W]; ValueError for a layer that the net does not have, or without feature maps."""
-        if (maps := _inside(net, images, self.attribute, heat=True)) is not None:
-            return maps
+        if isinstance(net, AveragesViews):
+            return net.by_view(self.attribute, images, heat=True)
         layer = cam_layer(net, self.layer, images)
         size = (images.shape[-2], images.shape[-1])
 
@@ -272,8 +270,8 @@ class GuidedGradCam:
 
     def attribute(self, net: nn.Module, images: Tensor) -> Tensor:
         """[N, 3, H, W] -> [N, H, W]; ValueError for a layer that the net does not have, or without feature maps."""
-        if (maps := _inside(net, images, self.attribute)) is not None:
-            return maps
+        if isinstance(net, AveragesViews):
+            return net.by_view(self.attribute, images)
         layer = cam_layer(net, self.layer, images)
 
         def run(chunk: Tensor) -> Tensor:

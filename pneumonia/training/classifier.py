@@ -64,7 +64,8 @@ class Classifier(L.LightningModule):
         self.schedule = schedule
         self.label_smoothing = label_smoothing
         self.mix = Mix(**mixing or {})
-        self.standardized = STANDARDIZE[named_standardize(standardize)]
+        self.standardize = named_standardize(standardize)
+        self.standardized = STANDARDIZE[self.standardize]
         self.flip_average = flip_average
         self.crop_average = crop_average
         self.blurred_views = blurred_views
@@ -99,6 +100,11 @@ class Classifier(L.LightningModule):
         middles = [middle(film, kept) for kept in KEPT] if self.crop_average else [film]
         logit = torch.stack([self.of_one_view(view) for view in middles]).mean(0)
         return logit if self.alignment is None else (logit + self.of_one_view(self.alignment(film))) / 2
+
+    @property
+    def averages_views(self) -> bool:
+        """Whether a prediction is the mean over several views of a film."""
+        return self.flip_average or self.crop_average or self.local_view or self.alignment is not None
 
     def as_predicted(self, film: Tensor) -> Tensor:
         """Grey [N, 1, S, S] from 0 to 255 -> the same as predictions see it, with `blurred_views` blurred."""

@@ -80,14 +80,8 @@ def in_range(grey: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return ((grey - mean) / (2 * DEVIATIONS * std) + 0.5).clamp(0, 1)
 
 
-def of_range(grey: Tensor) -> Level:
-    """[N, 1, S, S] in [0, 1] -> mean and standard deviation [N, 1, 1, 1] by which in_range changes nothing."""
-    one = torch.ones_like(grey[:, :, :1, :1])
-    return one / 2, one / (2 * DEVIATIONS)
-
-
 STANDARDIZE: dict[str, Callable[[Tensor], Tensor]] = {"none": as_it_is, "centre": by_centre, "local": by_surroundings}
-LEVELS: dict[str, Callable[[Tensor], Level]] = {"none": of_range, "centre": of_centre, "local": of_surroundings}
+LEVELS: dict[str, Callable[[Tensor], Level]] = {"centre": of_centre, "local": of_surroundings}
 
 
 def blurred(film: Tensor, share: float) -> Tensor:

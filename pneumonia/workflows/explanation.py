@@ -10,11 +10,11 @@ Everything is computed before the first file is written; every file appears whol
 
 import logging
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,9 +30,9 @@ from pneumonia.data.records import CLASSES
 from pneumonia.report import overlays
 from pneumonia.report.figures import save
 from pneumonia.settings import OUTCOMES, ExplainConfig, UserError
+from pneumonia.training.averaged import Averaged
 from pneumonia.training.checkpoint import load_classifier
 from pneumonia.training.classifier import Classifier
-from pneumonia.training.held import Held
 from pneumonia.training.precision import full_float32
 from pneumonia.workflows.predictions import sigmoid
 from pneumonia.workflows.record import write_json, written
@@ -40,6 +40,7 @@ from pneumonia.workflows.selection import NAMES, Film, Request, films_to_explain
 
 log = logging.getLogger(__name__)
 
+Part = TypeVar("Part")
 TITLES = {
     "lime": "LIME", "saliency": "saliency", "integrated_gradients": "integrated gradients", "gradcam": "Grad-CAM",
     "guided_gradcam": "guided Grad-CAM", "occlusion": "occlusion", "gradient_shap": "gradient SHAP",
@@ -140,7 +141,9 @@ def told_plainly(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {error}") from error
     except (MemoryError, torch.OutOfMemoryError) as error:
         told = str(error).splitlines()[0] if isinstance(error, MemoryError) else "the device is out of memory"
-        raise UserError(f"{what}: {told}. Type accelerator=cpu, or a smaller internal_batch_size.") from error
+        raise UserError(
+            f"{what}: {told}. Type accelerator=cpu, a smaller internal_batch_size, or views=one where all are averaged."
+        ) from error
 
 
 def grey_of(films: list[Film], classifier: Classifier) -> Tensor:
@@ -154,22 +157,16 @@ def images_of(films: list[Film], classifier: Classifier) -> Tensor:
     return classifier.images(classifier.as_predicted(grey_of(films, classifier))).contiguous()
 
 
-def averages(classifier: Classifier) -> bool:
-    """Whether a prediction is the mean over several views of a film."""
-    views = (classifier.flip_average, classifier.crop_average, classifier.local_view, classifier.alignment is not None)
-    return any(views)
-
-
 def one_view(classifier: Classifier, views: str) -> str:
     """What to say below maps that are of less than the probability."""
-    less = views == "one" and averages(classifier)
+    less = views == "one" and classifier.averages_views
     return "the maps are of one view, the whole film; p is of the mean over views" if less else ""
 
 
 def explained(method: Method, classifier: Classifier, films: list[Film], request: Request, views: str) -> Sheet:
     """Maps of the films, of `views` all or one; probabilities as the films are called."""
-    shown = tqdm(shown_to(classifier, films, views), "explaining", unit="film", leave=False, disable=None)
-    parts = [attributed(method, net, images) for net, images in shown]
+    shown = shown_to(classifier, films, views)
+    parts = [attributed(method, net, images) for net, images in with_bar(shown, "explaining")]
     maps = np.concatenate([part for part, _ in parts])
     fitted = [fit for _, fits in parts for fit in fits]
     with torch.inference_mode():
@@ -180,10 +177,15 @@ def explained(method: Method, classifier: Classifier, films: list[Film], request
 
 def shown_to(classifier: Classifier, films: list[Film], views: str) -> list[tuple[nn.Module, Tensor]]:
     """(net, images [n, 3, S, S]) to explain: all at once, but each film by itself where its views are averaged."""
-    if views == "one" or not averages(classifier):
+    if views == "one" or not classifier.averages_views:
         return [(classifier.net, images_of(films, classifier))]
     seen = classifier.as_predicted(grey_of(films, classifier)).split(1)
-    return [(Held(classifier, grey).eval(), classifier.repeated(grey.float() / 255)) for grey in seen]
+    return [(Averaged(classifier, grey).eval(), classifier.repeated(grey.float() / 255).contiguous()) for grey in seen]
+
+
+def with_bar(films: Sequence[Part], what: str) -> Iterable[Part]:
+    """What is done film by film with a bar on a terminal; as it is where all are done at once."""
+    return tqdm(films, what, unit="film", leave=False, disable=None if len(films) > 1 else True)
 
 
 def attributed(method: Method, net: nn.Module, images: Tensor) -> tuple[NDArray[np.float32], list[Explanation]]:

@@ -42,6 +42,7 @@ from pneumonia.workflows.explanation import (
     shown_to,
     tell_of_report,
     told_plainly,
+    with_bar,
 )
 from pneumonia.workflows.record import write_json, written
 from pneumonia.workflows.selection import NAMES, Request, films_to_score
@@ -91,7 +92,7 @@ def score_methods(config: ScoreboardConfig) -> None:
     for name, method in methods.items():
         started = time.perf_counter()
         with told_plainly(f"attributions.{name}"):
-            maps[name], values[name] = joined([measured(method, bench) for bench in benches])
+            maps[name], values[name] = joined([measured(method, bench) for bench in with_bar(benches, name)])
         log.info("%-22s measured in %.1f s", name, time.perf_counter() - started)
     table = agreement({name: attribution.cpu() for name, attribution in maps.items()})
     if len(names) > 1:
@@ -167,7 +168,7 @@ def as_array(value: Any) -> Values:
 def interval(values: Values, resamples: int, seed: int, hits: bool = False) -> dict[str, float | int | None]:
     """Mean of the defined values with its 95 % interval over films; None where none is defined.
 
-    `hits` and misses get Wilson's interval; a value that is the same for all films, as a timing, has none of width.
+    `hits` and misses get Wilson's interval; a value that is the same for all films has none of width.
     """
     defined = values[np.isfinite(values)]
     if not defined.size:

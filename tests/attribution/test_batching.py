@@ -56,12 +56,12 @@ def test_on_a_gpu_the_batch_follows_the_free_memory(monkeypatch):
     assert choose(small_cnn(), OnGpu(), 256, gradients=False) == 1
 
 
-def test_a_net_that_looks_at_copies_of_each_image_gets_fewer_images(monkeypatch):
+def test_a_net_that_averages_views_of_each_image_gets_fewer_images(monkeypatch):
     class OnGpu:
         device = torch.device("cuda", 0)
 
     net = small_cnn()
-    net.copies = 3
+    net.copies, net.views, net.by_view = 3, len, len
     assert batching.batch_for(net, torch.zeros(1, 3, 17, 17), 256, gradients=False) == batching.CPU_BATCH // 3
     assert batching.batch_for(net, torch.zeros(1, 3, 17, 17), 2, gradients=False) == 1
     monkeypatch.setattr(batching, "output_bytes", lambda net, image: 1000)

@@ -88,3 +88,13 @@ def make_run(
         f"model: {{_target_: pneumonia.models.cnn.cnn, dropout: {dropout}}}\nseed: {seed}\n"
     )
     return folder
+
+
+def averaging(run: Path) -> None:
+    """Make a trained run's net predict by the mean over views of blurred films."""
+    import torch
+
+    file = run / "checkpoints" / "best.ckpt"
+    content = torch.load(file, weights_only=True)
+    views = {"flip_average": True, "crop_average": True, "local_view": True, "blurred_views": 0.02}
+    torch.save(content | {"hyper_parameters": content["hyper_parameters"] | views}, file)

@@ -14,15 +14,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from made_runs import averaging
 from numpy.typing import NDArray
 from PIL import Image
 
 from pneumonia.attribution.gradient import IntegratedGradients, Saliency
 from pneumonia.build import build
 from pneumonia.data.decode import read_film
+from pneumonia.report import overlays
 from pneumonia.training.alignment import Alignment
+from pneumonia.training.averaged import Averaged
 from pneumonia.training.checkpoint import load_classifier
-from pneumonia.training.held import Held
 from pneumonia.workflows.explanation import explained
 from pneumonia.workflows.provenance import sheets_of
 from pneumonia.workflows.selection import Film
@@ -204,6 +206,29 @@ def test_a_sheet_knows_whether_its_maps_are_of_less_than_its_probabilities(
     assert bool(sheet.note) is (views == "one" and bool(view)) and ("of one view" in sheet.note) is bool(sheet.note)
 
 
+def test_views_are_typed_told_and_done(command: Command, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    averaging(finished)
+    below: list[str] = []
+    real = overlays.contact_sheet
+    monkeypatch.setattr(overlays, "contact_sheet", lambda *shown: (below.append(shown[-1]), real(*shown))[1])
+    typed = (f"run={finished}", "attribution=saliency", "count=1", "threshold=0", "select=tp")
+    maps, told = {}, {}
+    for views in ("one", "all"):
+        command("explain", *typed, f"views={views}", f"output={views}")
+        sheet = Path(views) / "saliency" / "tp.npz"
+        maps[views], told[views] = arrays(sheet), json.loads(sheet.with_suffix(".json").read_text())
+    assert told["one"]["views"] == "one" and told["all"]["views"] == "all"
+    assert "the maps are of one view" in below[0] and "of one view" not in below[1]
+    film = torch.from_numpy(maps["one"]["film"])[:, None]
+    classifier = load_classifier(finished / "checkpoints" / "best.ckpt")
+    seen = classifier.as_predicted(film)
+    one = Saliency(True, 8).attribute(classifier.net, classifier.images(seen)).numpy()
+    every = Saliency(True, 8).attribute(Averaged(classifier, seen), (seen / 255).expand(-1, 3, -1, -1)).numpy()
+    for views, map_ in (("one", one), ("all", every)):
+        np.testing.assert_allclose(maps[views]["attribution"], map_, atol=1e-6, rtol=1e-3)
+    assert not np.allclose(one, every, rtol=0.01)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_explains_the_mean_over_views_film_by_film(finished: Path, name: str) -> None:
     classifier = load_classifier(finished / "checkpoints" / "best.ckpt").eval()
@@ -229,7 +254,7 @@ def test_the_map_of_all_views_is_of_the_logit_that_calls_the_film(finished: Path
     sheet = explained(IntegratedGradients(0.0, 200, 64), classifier, noise(2), AS_CALLED, "all")
     for film, attribution, p in zip(sheet.films, sheet.maps, sheet.probability, strict=True):
         assert film.pixels is not None
-        net = Held(classifier, torch.from_numpy(film.pixels)[None, None])
+        net = Averaged(classifier, torch.from_numpy(film.pixels)[None, None])
         with torch.no_grad():
             black = float(net(torch.zeros(1, 3, 32, 32)))
         change = float(np.log(p / (1 - p))) - black

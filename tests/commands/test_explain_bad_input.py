@@ -86,6 +86,7 @@ def test_explain_says_what_is_wrong(
         (("run=RUN", "select=fn", "threshold=0"), "no false negatives at this operating point"),
         (("run=RUN", "methods=[occlusion]", "attributions.occlusion.window=40"), "window=40: expected at most"),
         (("run=RUN", "resamples=1"), "resamples=1: expected a number >= 100"),
+        (("run=RUN", "views=two"), "views=two: expected one of all, one"),
     ],
     ids=lambda value: "_".join(value).replace("/", "-") if isinstance(value, tuple) else "",
 )

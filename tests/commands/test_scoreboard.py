@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made_runs import averaging
 
 from pneumonia.workflows.selection import Film, one_a_patient
 
@@ -84,14 +85,6 @@ def test_films_without_known_opacity_leave_the_truth_out(command: Command, finis
     assert not set(TRUTH) & set(entry) and entry["deletion"]["n"] == 2
 
 
-def averaging(run: Path) -> None:
-    """Make the run's net predict by the mean over mirror images, middles and ways to standardise."""
-    file = run / "checkpoints" / "best.ckpt"
-    content = torch.load(file, weights_only=True)
-    content["hyper_parameters"] |= {"flip_average": True, "crop_average": True, "local_view": True}
-    torch.save(content, file)
-
-
 def test_where_views_are_averaged_each_film_is_measured_by_itself(
     command: Command, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,11 +100,15 @@ def test_where_views_are_averaged_each_film_is_measured_by_itself(
         assert told["n"] == 3 and told["settings"]["views"] == views
         seen[views] = {name: {key: entry[key] for key in RANKED} for name, entry in told["methods"].items()}
         assert all(entry[key]["n"] == 3 for entry in seen[views].values() for key in (*TRUTH, "deletion"))
+        spread = [entry["deletion"]["high"] - entry["deletion"]["low"] for entry in told["methods"].values()]
+        assert min(spread) > 0  # films differ
     assert "of one view" in below["one"] and "view" not in below["all"]
     assert all(seen["all"][name]["deletion"] != seen["one"][name]["deletion"] for name in ("saliency", "gradcam"))
 
 
 def test_a_bench_of_all_views_has_its_film_its_mask_and_a_net_that_learnt_nothing(finished: Path) -> None:
+    from pneumonia.attribution.agreement import randomised
+    from pneumonia.training.averaged import Averaged
     from pneumonia.training.checkpoint import load_classifier
     from pneumonia.workflows.scoreboard import benches_of
 
@@ -125,8 +122,13 @@ def test_a_bench_of_all_views_has_its_film_its_mask_and_a_net_that_learnt_nothin
     assert len(benches) == 2
     with torch.no_grad():
         for bench, film in zip(benches, films, strict=True):
-            alone = classifier(torch.from_numpy(film.pixels)[None, None])
+            seen = torch.from_numpy(film.pixels)[None, None]
+            alone = classifier(seen)
             torch.testing.assert_close(bench.net(bench.images), alone)
+            chance = Averaged(
+                randomised(classifier, 0), classifier.as_predicted(torch.from_numpy(film.pixels)[None, None])
+            )
+            torch.testing.assert_close(bench.random(bench.images), chance(bench.images))
             assert not torch.allclose(bench.random(bench.images), alone, atol=0.01)
             assert bench.masks is not None and np.array_equal(bench.masks.numpy()[0], film.mask)
     films[1] = Film("1.png", "a", "", 0, 0.9, grey[1])  # a normal film has no opacity to find

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pneumonia.attribution.gradient import DeepLift, IntegratedGradients, Saliency
+from pneumonia.attribution.contract import AveragesViews
+from pneumonia.attribution.gradient import DeepLift, GradCam, GuidedGradCam, IntegratedGradients, Saliency
+from pneumonia.training.averaged import Averaged
 from pneumonia.training.classifier import Classifier
-from pneumonia.training.held import Held
 from pneumonia.training.views import blurred
 
 SIDE = 32
@@ -29,6 +30,8 @@ def classifier(**change: Any) -> Classifier:
     """In eval mode, with weights large enough to tell pixels apart; its mean film is not where the film has it."""
     torch.manual_seed(0)
     made = Classifier(**{"model": CNN, "optimizer": ADAM, "schedule": CONSTANT} | change).eval()
+    with torch.no_grad():
+        list(made.net.parameters())[-2].abs_()  # something speaks for pneumonia: guided Grad-CAM sees no more than that
     if made.alignment is not None:
         made.alignment.learn(film().roll((2, -3), (-2, -1)))
         assert (made.alignment(film()) - film()).abs().max() > 5
@@ -39,18 +42,18 @@ def image_of(grey: Tensor) -> Tensor:
     return (grey.float() / 255).expand(-1, 3, -1, -1).contiguous()
 
 
-@pytest.mark.parametrize("standardize", ["none", "centre", "local"])
+@pytest.mark.parametrize("standardize", ["none", "centre", "local", False, True])
 @pytest.mark.parametrize("views", list(product([False, True], repeat=len(EVERY))))
-def test_of_the_film_itself_it_is_the_prediction(standardize: str, views: tuple[bool, ...]) -> None:
+def test_of_the_film_itself_it_is_the_prediction(standardize: str | bool, views: tuple[bool, ...]) -> None:
     model = classifier(standardize=standardize, blurred_views=0.03, **dict(zip(EVERY, views, strict=True)))
     seen = model.as_predicted(film())
     with torch.no_grad():
-        torch.testing.assert_close(Held(model, seen)(image_of(seen)), model(film()), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(Averaged(model, seen)(image_of(seen)), model(film()), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(seen, blurred(film(), 0.03))
 
 
 def test_copies_are_told_apart_and_each_has_the_answer_that_it_has_alone() -> None:
-    net = Held(classifier(standardize="centre", **EVERY), film())
+    net = Averaged(classifier(standardize="centre", **EVERY), film())
     images = torch.cat([image_of(film()), image_of(film()) * 0.7, image_of(film()).flip(-2)])
     with torch.no_grad():
         together = net(images)
@@ -70,6 +73,11 @@ class Looks(nn.Module):
         return image[:, :, self.row, self.column].sum(1)
 
 
+class Mean(nn.Module):
+    def forward(self, image: Tensor) -> Tensor:
+        return image.mean((1, 2, 3))
+
+
 @pytest.mark.parametrize("change", [{"standardize": "centre"}, {"local_view": True}, {"aligned_view": True}])
 def test_what_is_covered_moves_neither_the_level_nor_the_place_of_the_rest(change: dict[str, Any]) -> None:
     model = classifier(**change)
@@ -78,7 +86,7 @@ def test_what_is_covered_moves_neither_the_level_nor_the_place_of_the_rest(chang
     covered = grey.clone()
     covered[..., 6:18, 14:28] = 0
     with torch.no_grad():
-        held = Held(model, grey)
+        held = Averaged(model, grey)
         torch.testing.assert_close(held(image_of(covered)), held(image_of(grey)))
         assert (model(covered) - model(grey)).abs() > 1e-3
 
@@ -86,7 +94,7 @@ def test_what_is_covered_moves_neither_the_level_nor_the_place_of_the_rest(chang
 def test_a_film_that_fades_to_black_fades_for_the_net_and_its_gradients_sum_to_the_change() -> None:
     model = classifier(standardize="centre", **EVERY)
     seen = image_of(film())
-    net = Held(model, film())
+    net = Averaged(model, film())
     with torch.no_grad():
         change = net(seen) - net(torch.zeros_like(seen))
         steps = net(torch.cat([seen * share for share in (1.0, 0.75, 0.5)]))
@@ -98,7 +106,7 @@ def test_a_film_that_fades_to_black_fades_for_the_net_and_its_gradients_sum_to_t
 
 
 def test_a_gradient_taken_view_by_view_is_that_of_the_whole() -> None:
-    net = Held(classifier(**EVERY | {"local_view": False}), film())
+    net = Averaged(classifier(**EVERY | {"local_view": False}), film())
     signed = Saliency(absolute=False, internal_batch_size=8)
     whole = signed.attribute(net, image_of(film()))
     by_view = net.by_view(signed.attribute, image_of(film()))
@@ -108,33 +116,79 @@ def test_a_gradient_taken_view_by_view_is_that_of_the_whole() -> None:
         assert torch.equal(net.by_view(signed.attribute, image_of(film())), by_view)
 
 
-def test_view_by_view_the_sum_stays() -> None:
-    model = classifier(standardize="centre", **EVERY)
-    net, seen = Held(model, film()), image_of(film())
+def test_deeplift_sums_to_the_change_from_the_black_film() -> None:
+    net, seen = Averaged(classifier(standardize="centre", **EVERY), film()), image_of(film())
     with torch.no_grad():
-        change = net(seen) - model.net(torch.zeros_like(seen))  # each view from black
-    torch.testing.assert_close(
-        net.by_view(DeepLift(0.0, 8).attribute, seen).sum(), change[0], atol=0.02 * float(change.abs()), rtol=0
-    )
+        change = net(seen) - net(torch.zeros_like(seen))
+    for batch in (3, 16):
+        summed = DeepLift(0.0, batch).attribute(net, seen).sum()
+        torch.testing.assert_close(summed, change[0], atol=1e-3 * float(change.abs()), rtol=0)
+
+
+def test_a_pixel_at_the_end_of_the_range_is_explained_where_nothing_cuts_it_off() -> None:
+    model, grey = classifier(flip_average=True), film()
+    drawn = torch.rand(grey.shape, generator=torch.Generator().manual_seed(0))
+    grey[drawn < 0.2], grey[drawn > 0.8] = 0, 255
+    net = Averaged(model, grey)
+    image = image_of(grey).requires_grad_()
+    logit = (model.net(image) + model.net(image.flip(-1))) / 2
+    [gradient] = torch.autograd.grad(logit.sum(), image)
+    map_ = Saliency(absolute=False, internal_batch_size=8).attribute(net, image.detach())
+    torch.testing.assert_close(map_, gradient.sum(1), atol=1e-6, rtol=1e-4)
+    assert map_[drawn[0] < 0.2].abs().mean() > 1e-3 < map_[drawn[0] > 0.8].abs().mean()
+
+
+def test_noise_counts_for_it_as_much_as_for_the_net_within() -> None:
+    model = classifier(flip_average=True)
+    model.net = Mean()
+    noisy = image_of(film()) + torch.randn(50, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(Averaged(model, film())(noisy), model.net(noisy))
+    assert isinstance(Averaged(model, film()), AveragesViews) and not isinstance(model.net, AveragesViews)
+
+
+@pytest.mark.parametrize("method", [GradCam(None, True, 8), GuidedGradCam(None, 8), Saliency(False, 8)])
+def test_two_images_are_explained_as_each_alone(method: Any) -> None:
+    net = Averaged(classifier(standardize="centre", **EVERY), film())
+    images = torch.cat([image_of(film()), image_of(film()).flip(-2)])
+    together = method.attribute(net, images)
+    assert not torch.allclose(together[0], together[1], atol=0.1 * float(together.abs().max()))
+    torch.testing.assert_close(together, torch.cat([method.attribute(net, image[None]) for image in images]))
+
+
+@pytest.mark.parametrize(("method", "heat"), [(GradCam(None, False, 8), True), (GuidedGradCam(None, 8), False)])
+def test_methods_that_read_layers_get_each_view_and_only_grad_cam_is_heat(method: Any, heat: bool) -> None:
+    net, seen = Averaged(classifier(crop_average=True, flip_average=True), film()), image_of(film())
+    found = method.attribute(net, seen)
+    torch.testing.assert_close(found, net.by_view(method.attribute, seen, heat=heat))
+    assert not torch.allclose(found, net.by_view(method.attribute, seen, heat=not heat), rtol=0.01, atol=1e-7)
 
 
 def test_a_heat_of_one_is_one_where_all_views_look_and_less_where_only_some_do() -> None:
     seen = image_of(film())
     ones = lambda net, images: torch.ones_like(images[:, 0])  # noqa: E731
-    whole = Held(classifier(flip_average=True, local_view=True), film()).by_view(ones, seen, heat=True)
+    whole = Averaged(classifier(flip_average=True, local_view=True), film()).by_view(ones, seen, heat=True)
     torch.testing.assert_close(whole, torch.ones(1, SIDE, SIDE))
-    cropped = Held(classifier(crop_average=True), film()).by_view(ones, seen, heat=True)[0]
+    cropped = Averaged(classifier(crop_average=True), film()).by_view(ones, seen, heat=True)[0]
     torch.testing.assert_close(cropped[10:22], torch.ones(12, SIDE), atol=1e-5, rtol=0)
     assert (cropped[0] == 0).all() and 0.3 < cropped[3].mean() < 0.4  # one of three middles has that row
 
 
-def test_a_heat_in_the_mirror_image_is_put_back() -> None:
-    net = Held(classifier(flip_average=True), film())
+def test_a_heat_of_one_is_one_where_an_aligned_film_is_drawn_smaller() -> None:
+    net = Averaged(classifier(aligned_view=True), film())
+    net.place = torch.tensor([[0.4, 0.4, 0.0, 0.0, 0.0]])  # some pixels hardly count in what is seen
+    ones = lambda net, images: torch.ones_like(images[:, 0])  # noqa: E731
+    torch.testing.assert_close(net.by_view(ones, image_of(film()), heat=True), torch.ones(1, SIDE, SIDE))
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_a_heat_in_the_mirror_image_is_put_back(local: bool) -> None:
+    net = Averaged(classifier(flip_average=True, local_view=local), film())
 
     def right_edge(inner: nn.Module, images: Tensor) -> Tensor:
         """Lit on the right of the film itself, on the left of its mirror image."""
         maps = torch.zeros_like(images[:, 0])
-        maps[0, :, -1] = maps[1, :, 0] = 1
+        maps[: len(maps) // 2, :, -1] = maps[len(maps) // 2 :, :, 0] = 1
         return maps
 
     lit = net.by_view(right_edge, image_of(film()), heat=True)[0]

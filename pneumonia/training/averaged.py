@@ -5,13 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pneumonia.settings import named_standardize
 from pneumonia.training.alignment import moved, thumbs
 from pneumonia.training.classifier import Classifier
 from pneumonia.training.views import KEPT, LEVELS, in_range, middle
 
 
-class Held(nn.Module):
+class Averaged(nn.Module):
     """images [N, 3, S, S] in [0, 1], changed copies of one film -> logit [N]; of the film itself the classifier's.
 
     Where the mean film has it, and the means and deviations it is standardised by, stay those of the film, so that a
@@ -27,15 +26,15 @@ class Held(nn.Module):
         self.memory_format = classifier.memory_format
         self.flips = 2 if classifier.flip_average else 1
         self.kept = KEPT if classifier.crop_average else (1.0,)
-        ways = [named_standardize(classifier.hparams["standardize"]), *(["local"] if classifier.local_view else [])]
+        ways = [classifier.standardize, *(["local"] if classifier.local_view else [])]
         with torch.no_grad():
             self.place = None if classifier.alignment is None else classifier.alignment.places(thumbs(film))
             placed = self.placed(film.float() / 255).transpose(0, 1)
-            levels = [LEVELS[way](placed) for way in ways]
-        self.levels = [(mean.transpose(0, 1), std.transpose(0, 1)) for mean, std in levels]
+            levels = [LEVELS[way](placed) if way in LEVELS else None for way in ways]
+        self.levels = [level and (level[0].transpose(0, 1), level[1].transpose(0, 1)) for level in levels]
         middles = torch.full((len(self.kept),), 1 / len(self.kept), device=film.device)
         self.share = middles if self.place is None else torch.cat([middles, torch.ones_like(middles[:1])]) / 2
-        self.copies = self.flips * len(ways) * len(self.share)  # for attribution.batching
+        self.copies = self.flips * len(ways) * len(self.share)  # of each image; attribution.batching asks
 
     def forward(self, images: Tensor) -> Tensor:
         logit = self.net(self.views(images)).float().view(len(images), -1, len(self.share))
@@ -49,8 +48,8 @@ class Held(nn.Module):
 
     def views(self, images: Tensor) -> Tensor:
         """[N, 3, S, S] in [0, 1] -> [N * F * L * K, 3, S, S] as the net takes them."""
-        placed = self.placed(images[:, :1])
-        seen = torch.cat([in_range(placed, mean, std) for mean, std in self.levels], 1)
+        placed = self.placed(images.mean(1, keepdim=True))
+        seen = torch.cat([in_range(placed, *level) if level else placed for level in self.levels], 1)
         if self.flips == 2:
             seen = torch.cat([seen, seen.flip(-1)], 1)
         grey = seen.flatten(0, 1)[:, None]
@@ -72,9 +71,14 @@ class Held(nn.Module):
         grey, total = image[:, :1].detach().requires_grad_(), torch.zeros_like(maps[:1])
         with torch.enable_grad():
             for share, seen, part in zip(self.share, self.placed(grey)[0], maps, strict=True):
-                back, count = (
-                    torch.autograd.grad(seen, grey, values, retain_graph=True)[0][0]
-                    for values in (part, torch.ones_like(part))
-                )
-                total += share * (back / count.clamp(min=1e-6) if heat else back)
+                total += share * moved_back(part, seen, grey, heat)
         return total
+
+
+def moved_back(part: Tensor, seen: Tensor, grey: Tensor, heat: bool) -> Tensor:
+    """A map [S, S] of `seen` [S, S], which was made of `grey` [1, 1, S, S] -> [1, S, S] of that."""
+    back = torch.autograd.grad(seen, grey, part, retain_graph=True)[0][0]
+    if not heat:
+        return back
+    count = torch.autograd.grad(seen, grey, torch.ones_like(part), retain_graph=True)[0][0]
+    return back / count.clamp(min=1e-6)
