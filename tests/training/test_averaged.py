@@ -116,12 +116,13 @@ def test_a_gradient_taken_view_by_view_is_that_of_the_whole() -> None:
         assert torch.equal(net.by_view(signed.attribute, image_of(film())), by_view)
 
 
-def test_deeplift_sums_to_the_change_from_the_black_film() -> None:
+@pytest.mark.parametrize("flat", [0.0, 0.3])
+def test_deeplift_sums_to_the_change_from_a_flat_film(flat: float) -> None:
     net, seen = Averaged(classifier(standardize="centre", **EVERY), film()), image_of(film())
     with torch.no_grad():
-        change = net(seen) - net(torch.zeros_like(seen))
+        change = net(seen) - net(torch.full_like(seen, flat))
     for batch in (3, 16):
-        summed = DeepLift(0.0, batch).attribute(net, seen).sum()
+        summed = DeepLift(flat, batch).attribute(net, seen).sum()
         torch.testing.assert_close(summed, change[0], atol=1e-3 * float(change.abs()), rtol=0)
 
 
