@@ -86,6 +86,21 @@ def test_other_weights_of_a_run_do_not_get_the_threshold_of_its_best(
     assert "threshold and calibration are of best.ckpt: last.ckpt gets" in capsys.readouterr().out
 
 
+def test_runs_of_a_sweep_do_not_write_over_each_other(
+    command: Command, run: Path, phantoms: Path, tmp_path: Path, capsys: Any
+) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(run, tmp_path / name)
+    typed = ("predict", "-m", "run=a,b", f"images={phantoms / 'test' / 'NORMAL'}")
+    with pytest.raises(SystemExit) as ending:
+        command(*typed)
+    told = capsys.readouterr().err
+    assert ending.value.code == 2 and "output=predictions.csv: two runs of -m would write it" in told, told
+    assert not (tmp_path / "predictions.csv").exists()
+    command(*typed, "output=${run}/films.csv")
+    assert table(tmp_path / "a" / "films.csv") == table(tmp_path / "b" / "films.csv")
+
+
 def test_a_bare_checkpoint_gives_the_plain_probability_and_says_so(
     command: Command, run: Path, phantoms: Path, tmp_path: Path, capsys: Any
 ) -> None:
