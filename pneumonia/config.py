@@ -344,6 +344,7 @@ def run_command(
     try:
         if asks:
             check_question(name, arguments)
+            sys.argv[1:] = flags_first(arguments)
         else:
             check_taken(arguments)
             told = [at_home(argument) for argument in without_plus(name, arguments)]
@@ -419,6 +420,13 @@ def check_question(name: str, arguments: Sequence[str]) -> None:
     compose(name, [argument for argument in arguments if "=" in argument and not argument.startswith("-")])
 
 
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """The same with all settings after the last flag: Hydra's parser takes none there where some stand before it."""
+    if {"-sc", "--shell-completion"} & set(arguments):
+        return list(arguments)  # the flag's own value has a =, too
+    return sorted(arguments, key=lambda argument: "=" in argument and not argument.startswith("-"))
+
+
 def speaks() -> bool:
     """Whether this process is the one of several that tells a mistake."""
     try:
@@ -435,6 +443,7 @@ def prepare_arguments(name: str, arguments: list[str], check: Callable[[Any], No
     if unknown:
         raise UserError(f"{unknown[0]}: there is no such flag; settings are typed as key=value (see --help).")
     overrides = [argument for argument in arguments if not argument.startswith("-")]
+    arguments = flags_first(arguments)
     check_extras(overrides)
     check_sweep(overrides, multirun)
     config = None

@@ -119,6 +119,11 @@ def test_a_mistake_beside_a_question_about_the_settings(
     assert message in refused(command, capsys, *typed)
 
 
+def test_settings_may_stand_on_both_sides_of_a_flag(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    command("train", "seed=3", "--cfg", "job", "epochs=2")
+    assert {"seed: 3", "epochs: 2"} <= set(capsys.readouterr().out.splitlines())
+
+
 def test_a_bad_value_anywhere_in_a_sweep_is_told_before_the_first_job(
     command: Command, capsys: pytest.CaptureFixture[str], phantoms: Path
 ) -> None:

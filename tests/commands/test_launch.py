@@ -199,10 +199,14 @@ def test_a_sweep_of_several_processes_lands_in_one_folder_and_skips_what_is_fini
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_trials_at_once_end_as_trials_in_turn(phantoms: Path, tmp_path: Path, launcher: str) -> None:
+def test_trials_at_once_end_as_trials_in_turn(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str
+) -> None:
     small = ("trainer=cpu", "data.image_size=32", "data.batch_size=16", "epochs=2", "optimizer.lr=0.001,1e38,0.002")
     in_turn, at_once = tmp_path / "in_turn", tmp_path / "at_once"
     assert start_sweep(phantoms, in_turn, *small).wait(300) == 1
+    if launcher == "joblib":
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # as a user has it: each trial gets its share of the cores
     assert start_sweep(phantoms, at_once, *small, f"hydra/launcher={launcher}").wait(300) == 1
     named = [[(row["job"], row["status"], row["value"]) for row in table(folder)] for folder in (in_turn, at_once)]
     assert named[0] == named[1] and [row[1] for row in named[0]] == ["finished"] * 2 + ["failed"]

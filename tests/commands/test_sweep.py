@@ -71,7 +71,7 @@ def test_the_best_job_comes_first_and_one_without_a_value_last(
 
 def test_settings_that_do_not_go_together_end_no_other_job(command: Command, phantoms: Path, tmp_path: Path) -> None:
     """Each value goes with the first of the other, which is all that can be known before a search."""
-    typed = ("-m", *SMALL, "trainer=debug", f"data.root={phantoms}", "border_out=0.1,0.5", "border_swap=0,0.8")
+    typed = (*SMALL, "trainer=debug", "-m", f"data.root={phantoms}", "border_out=0.1,0.5", "border_swap=0,0.8")
     with pytest.raises(SystemExit) as ending:
         command("train", *typed, "hydra.sweep.dir=sweep")
     assert ending.value.code == 1
