@@ -1,13 +1,15 @@
 """The house is in order: lint, types, floors; a command answers without torch; every choice has its line in --help."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from pneumonia.config import CONF, MALLOC, choices, first_comment, groups, help_text
+from pneumonia.config import CONF, MALLOC, choices, compose, first_comment, groups, help_text, single_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -47,6 +49,20 @@ def test_help_lists_every_choice_with_a_line_on_each() -> None:
             line = first_comment(CONF / group / f"{choice}.yaml")
             assert line, f"conf/{group}/{choice}.yaml says nothing of itself"
             assert any(choice in row and line in row for row in text.splitlines())
+
+
+def test_the_settings_of_every_command_in_the_readme_are_there() -> None:
+    """Those of its shell functions too; <names> and $variables stand for what a user types."""
+    readme = (ROOT / "README.md").read_text()
+    for name, command in re.findall(r'^(\w+)\(\) { (.+) "\$@"; }$', readme, re.M):
+        readme = re.sub(rf"(^|do ){name} ", rf"\\1{command} ", readme, flags=re.M)
+    typed = re.findall(r"python -m pneumonia\.(\w+) ([^`\n#;]*)", readme)
+    assert len(typed) > 50
+    for name, text in typed:
+        arguments = shlex.split(re.sub(r"<\w+>|\$\w+", "1", text))
+        settings = [argument for argument in arguments if "=" in argument]
+        for single in single_runs(settings) if "-m" in arguments else [settings]:
+            compose(name, single)
 
 
 def test_evaluation_needs_no_torch() -> None:
