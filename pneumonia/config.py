@@ -342,12 +342,13 @@ def run_command(
         return
     asks = any(argument.startswith(HYDRA_FLAGS) for argument in arguments)
     try:
+        typed_ones = flags_first(arguments)
         if asks:
-            check_question(name, arguments)
-            sys.argv[1:] = flags_first(arguments)
+            check_question(name, typed_ones)
+            sys.argv[1:] = typed_ones
         else:
-            check_taken(arguments)
-            told = [at_home(argument) for argument in without_plus(name, arguments)]
+            check_taken(typed_ones)
+            told = [at_home(argument) for argument in without_plus(name, typed_ones)]
             sys.argv[1:] = prepare_arguments(name, resolve(told), check)
     except (UserError, PermissionError) as error:
         if speaks() or isinstance(error, PermissionError):
@@ -417,14 +418,18 @@ def check_question(name: str, arguments: Sequence[str]) -> None:
         return  # what is typed so far need not be whole
     if {"-m", "--multirun"} & set(arguments):
         raise UserError(f"-m with {flag}: a sweep has many settings; leave -m out and give each one value.")
-    compose(name, [argument for argument in arguments if "=" in argument and not argument.startswith("-")])
+    compose(name, [argument for argument in arguments if is_setting(argument)])
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:
     """The same with all settings after the last flag: Hydra's parser takes none there where some stand before it."""
     if {"-sc", "--shell-completion"} & set(arguments):
         return list(arguments)  # the flag's own value has a =, too
-    return sorted(arguments, key=lambda argument: "=" in argument and not argument.startswith("-"))
+    return sorted(arguments, key=is_setting)
+
+
+def is_setting(argument: str) -> bool:
+    return "=" in argument and not argument.startswith("-")
 
 
 def speaks() -> bool:
@@ -443,7 +448,6 @@ def prepare_arguments(name: str, arguments: list[str], check: Callable[[Any], No
     if unknown:
         raise UserError(f"{unknown[0]}: there is no such flag; settings are typed as key=value (see --help).")
     overrides = [argument for argument in arguments if not argument.startswith("-")]
-    arguments = flags_first(arguments)
     check_extras(overrides)
     check_sweep(overrides, multirun)
     config = None
