@@ -2,7 +2,7 @@
 
 import os
 
-from pneumonia.config import run_command
+from pneumonia.entry import run_command
 from pneumonia.settings import CompareConfig
 
 

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from pneumonia.config import run_command
+from pneumonia.entry import run_command
 from pneumonia.settings import EvaluateConfig
 
 read: dict[tuple[str | None, str | None], Any] = {}  # the Source that was checked last, until its task takes it

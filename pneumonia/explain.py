@@ -1,6 +1,6 @@
 """python -m pneumonia.explain: show which parts of a film speak for and against pneumonia."""
 
-from pneumonia.config import run_command
+from pneumonia.entry import run_command
 from pneumonia.settings import ExplainConfig
 
 

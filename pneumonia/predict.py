@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from pneumonia.config import run_command
+from pneumonia.entry import run_command
 from pneumonia.settings import PredictConfig, UserError
 
 

@@ -1,6 +1,6 @@
 """python -m pneumonia.prepare: decode the films once, show what they are, check what is cached."""
 
-from pneumonia.config import run_command
+from pneumonia.entry import run_command
 from pneumonia.settings import PrepareConfig
 
 

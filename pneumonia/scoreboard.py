@@ -1,6 +1,6 @@
 """python -m pneumonia.scoreboard: rank the attribution methods by what they know of the model."""
 
-from pneumonia.config import run_command
+from pneumonia.entry import run_command
 from pneumonia.settings import ScoreboardConfig
 
 

@@ -1,6 +1,6 @@
 """python -m pneumonia.train: train, test and monitor one model."""
 
-from pneumonia.config import run_command
+from pneumonia.entry import run_command
 from pneumonia.settings import TrainConfig, UserError
 
 

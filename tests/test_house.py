@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pneumonia.config import CONF, MALLOC, choices, compose, first_comment, groups, help_text, single_runs
+from pneumonia.config import CONF, choices, compose, first_comment, groups, help_text, single_runs
+from pneumonia.entry import MALLOC
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -74,9 +75,9 @@ def test_evaluation_needs_no_torch() -> None:
 def test_a_command_and_what_it_starts_keep_what_they_free() -> None:
     """60 MB that were used and freed stay with the process, where they would go back."""
     use = (
-        "import numpy, subprocess, sys, pneumonia.config\n"
+        "import numpy, subprocess, sys, pneumonia.entry\n"
         "def pages(): return int(open('/proc/self/statm').read().split()[1])\n"
-        "if 'keep' in sys.argv: pneumonia.config.keep_freed_memory()\n"
+        "if 'keep' in sys.argv: pneumonia.entry.keep_freed_memory()\n"
         "before = pages()\n"
         "numpy.ones(60_000_000, numpy.uint8)\n"
         "stays = (pages() - before) * 4096 > 50_000_000\n"

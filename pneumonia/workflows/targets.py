@@ -4,8 +4,8 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from pneumonia.config import writable_folder
 from pneumonia.data.records import CLASSES, SUFFIXES, manifest_label, name_record
+from pneumonia.entry import writable_folder
 from pneumonia.settings import PredictConfig, UserError
 from pneumonia.workflows.record import home_of
 from pneumonia.workflows.sources import checkpoint_file

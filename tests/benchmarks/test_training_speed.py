@@ -131,7 +131,7 @@ def test_lightning_against_a_raw_loop(
 
 STEPS = """
 import sys, time, torch
-from pneumonia.config import keep_freed_memory
+from pneumonia.entry import keep_freed_memory
 from pneumonia.models.compact import compact
 if sys.argv[1] == "kept":
     keep_freed_memory()

@@ -105,7 +105,7 @@ def test_a_search_without_m_and_a_missing_extra_are_told_in_one_line(
 
         raise PackageNotFoundError(package)
 
-    monkeypatch.setattr("pneumonia.config.version", missing)
+    monkeypatch.setattr("pneumonia.entry.version", missing)
     assert "uv run --extra optuna" in told("-m", "search=cnn")
     assert "uv sync --extra joblib" in told("-m", "seed=1,2", "hydra/launcher=joblib")
     assert "uv sync --extra slurm" in told("-m", "seed=1,2", "hydra/launcher=submitit_slurm")

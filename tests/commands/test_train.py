@@ -224,7 +224,7 @@ def test_vgg16_by_itself_comes_with_cosine_decay_and_takes_step_decay() -> None:
 def test_two_runs_of_the_same_second_get_a_folder_each(tmp_path: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    from pneumonia.config import claimed_folder
+    from pneumonia.entry import claimed_folder
 
     with ThreadPoolExecutor(8) as pool:
         folders = list(pool.map(lambda _: claimed_folder(tmp_path / "outputs" / "run", named=False), range(8)))
