@@ -12,7 +12,7 @@ from scipy.stats import ks_2samp
 from pneumonia.evaluation.bootstrap import Draws, percentile_interval, width_or_none
 from pneumonia.evaluation.checks import Floats, Interval
 from pneumonia.evaluation.films import Films
-from pneumonia.evaluation.intervals import delong, wilson
+from pneumonia.evaluation.intervals import auroc_interval, wilson
 from pneumonia.evaluation.metrics import METRICS, confusion, point_metrics, proportions
 from pneumonia.evaluation.operating_point import choose_threshold
 
@@ -89,10 +89,10 @@ def metric_drift(
 
 def _own_interval(name: str, films: Films, threshold: float, drawn: Floats, level: float) -> Interval | None:
     """Of one split: over patients; where all resamples agree DeLong's or Wilson's, None for other metrics."""
+    if name == "auroc":
+        return auroc_interval(drawn, films.label, films.probability, level)
     if found := width_or_none(percentile_interval(drawn, level)):
         return found
-    if name == "auroc":
-        return delong(films.label, films.probability, level).interval
     of = proportions(confusion(films.label, films.probability, threshold))
     return wilson(*of[name], level) if name in of else None
 

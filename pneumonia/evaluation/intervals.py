@@ -18,10 +18,12 @@ from numpy.typing import ArrayLike
 from scipy.special import expit, logit
 from scipy.stats import binomtest, norm, rankdata
 
-from pneumonia.evaluation.bootstrap import clustered_bootstrap, curve_bands
+from pneumonia.evaluation.bootstrap import clustered_bootstrap, curve_bands, percentile_interval, width_or_none
 from pneumonia.evaluation.checks import Floats, Interval, Ints, checked_label, checked_score
 
-__all__ = ["Delong", "Paired", "clustered_bootstrap", "curve_bands", "delong", "delong_paired", "wilson"]
+__all__ = [
+    "Delong", "Paired", "auroc_interval", "clustered_bootstrap", "curve_bands", "delong", "delong_paired", "wilson",
+]  # fmt: skip
 
 
 class Delong(NamedTuple):
@@ -69,6 +71,11 @@ def delong(label: ArrayLike, score: ArrayLike, level: float = 0.95) -> Delong:
     half = norm.ppf((1 + level) / 2) * np.sqrt(variance) / (auroc * (1 - auroc))
     low, high = expit(logit(auroc) + np.array([-half, half]))
     return Delong(auroc, variance, (float(low), float(high)))
+
+
+def auroc_interval(drawn: Floats, label: ArrayLike, score: ArrayLike, level: float = 0.95) -> Interval | None:
+    """Of an AUROC with resamples `drawn` [B]: over patients; DeLong's where all agree, as of a perfect ranking."""
+    return width_or_none(percentile_interval(drawn, level)) or delong(label, score, level).interval
 
 
 def delong_paired(label: ArrayLike, score_a: ArrayLike, score_b: ArrayLike) -> Paired:

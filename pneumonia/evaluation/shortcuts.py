@@ -18,6 +18,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from pneumonia.evaluation.bootstrap import bootstrap_draws
 from pneumonia.evaluation.checks import Floats, Interval, checked_label, checked_patient
+from pneumonia.evaluation.intervals import auroc_interval
 from pneumonia.evaluation.metrics import point_metrics
 
 Images = NDArray[np.uint8]
@@ -166,5 +167,6 @@ def _audit(
     name: str, label: ArrayLike, score: Floats, patient: ArrayLike, seed: int, level: float, resamples: int
 ) -> Audit:
     auroc = point_metrics(label, score, 0.5)["auroc"]
-    drawn = bootstrap_draws(label, score, patient, 0.5, resamples, seed, ("auroc",))
-    return Audit(name, auroc, drawn.intervals(level)["auroc"], None if auroc is not None else "one class only")
+    drawn = bootstrap_draws(label, score, patient, 0.5, resamples, seed, ("auroc",)).values["auroc"]
+    interval = auroc_interval(drawn, label, score, level)
+    return Audit(name, auroc, interval, None if auroc is not None else "one class only")

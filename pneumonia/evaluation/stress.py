@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pneumonia.evaluation.bootstrap import bootstrap_draws, percentile_interval, width_or_none
 from pneumonia.evaluation.checks import Floats, Ints, Strings, checked, checked_patient
-from pneumonia.evaluation.intervals import delong
+from pneumonia.evaluation.intervals import auroc_interval
 from pneumonia.evaluation.metrics import confusion, point_metrics
 from pneumonia.evaluation.subgroups import Estimate, proportion
 
@@ -123,12 +123,11 @@ def pooled(
 def row(name: str, label: ArrayLike, score: Floats, threshold: float, draws: Floats, level: float) -> Stressed:
     """One row; `draws` [B] are the AUROCs of the resamples. One class only: AUROC and one rate are None."""
     counts = confusion(label, score, threshold)
-    interval = percentile_interval(draws, level)
-    if interval and interval[0] == interval[1]:  # every resample ranks alike, as all of a perfect ranking do
-        interval = delong(label, score, level).interval
     return Stressed(
         name,
-        Estimate(point_metrics(label, score, threshold)["auroc"], interval, score.size),
+        Estimate(
+            point_metrics(label, score, threshold)["auroc"], auroc_interval(draws, label, score, level), score.size
+        ),
         proportion(counts["tp"], counts["tp"] + counts["fn"], level),
         proportion(counts["tn"], counts["tn"] + counts["fp"], level),
     )

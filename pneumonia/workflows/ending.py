@@ -31,7 +31,7 @@ def ending(error: BaseException, trainer: L.Trainer, folder: Path, record: RunRe
         kept = f"{last} holds the last whole epoch" if last.exists() else "no epoch was finished"
         log.warning('Interrupted; %s. "resume=%s" goes on.', kept, quoted(folder))
         return SystemExit(143 if name == "SIGTERM" else 130)
-    told = of_child(error)
+    told = of_child(error, folder)
     with contextlib.suppress(OSError):  # a full disk takes no run.json either
         record.end("failed", f"{type(told).__name__}: {told}")
     return told
@@ -46,14 +46,14 @@ def signal_of(error: BaseException, trainer: L.Trainer) -> str:
     return "another process ended" if launched().world > 1 and " by peer" in str(error) else ""
 
 
-def of_child(error: BaseException) -> BaseException:
+def of_child(error: BaseException, folder: Path) -> BaseException:
     """A user's error that was raised in a spawned process comes wrapped in that process's traceback: its own line.
 
     A full disk and a port that another program took are a user's to mend, too.
     """
     text = str(error)
     if isinstance(error, OSError) and error.errno in FULL:
-        return UserError(f"The run can't be written on ({error}): make room, then go on with resume=last.")
+        return UserError(f"The run can't be written on ({error}): make room, then go on with resume={quoted(folder)}.")
     if "EADDRINUSE" in text:
         return UserError(f"MASTER_PORT={os.environ.get('MASTER_PORT')} is in use: export another, or unset it.")
     own = re.search(r"\npneumonia\.\S+\.(?:UserError|NonFiniteLoss): (.*)", text, re.DOTALL)

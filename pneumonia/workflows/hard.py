@@ -19,6 +19,7 @@ from pneumonia.evaluation.checks import Floats
 from pneumonia.settings import TrainConfig, UserError
 from pneumonia.workflows.films import films_of
 from pneumonia.workflows.record import written
+from pneumonia.workflows.resume import settings_of
 from pneumonia.workflows.sources import Source, jobs_of, read_run
 
 WAY = (
@@ -31,11 +32,13 @@ Film = tuple[str, int]  # SHA-256, label
 
 def hard_of(config: TrainConfig, records: Sequence[Record]) -> Floats | None:
     """`mistaken` by the sweep that `hard_films=` names; a run that is gone on with keeps what it began with, whatever
-    became of the sweep, but for force=true, which may name another one. None without `hard_films=`."""
+    became of that sweep, unless force=true names another one. None without `hard_films=`."""
     if config.hard_films is None:
         return None
-    if config.resume is not None and not config.force and (kept := read_hard(Path(config.resume), records)) is not None:
-        return kept
+    if config.resume is not None and settings_of(Path(config.resume)).get("hard_films") == config.hard_films:
+        kept = read_hard(Path(config.resume), records)
+        if kept is not None:
+            return kept
     return mistaken(Path(config.hard_films).expanduser(), records)
 
 

@@ -55,9 +55,8 @@ def predict_films(config: PredictConfig) -> list[dict[str, Any]]:
         if isinstance(result, str):
             bad.append((film, result))
             continue
-        rows += called(
-            [film for film, _ in result], logits(classifier, np.stack([pixels for _, pixels in result])), recipe
-        )
+        pixels = np.stack([decoded for _, decoded in result])
+        rows += called([film for film, _ in result], logits(classifier, pixels, config.batch_size), recipe)
     for film, reason in bad[:SHOWN]:
         log.warning("left out %s: %s", film.path, reason)
     if len(bad) > SHOWN:
@@ -135,13 +134,13 @@ def called(films: Sequence[Film], values: np.ndarray, recipe: Recipe) -> list[di
     for film, logit in zip(films, values.tolist(), strict=True):
         known = {name: asdict(film)[name] for name in COLUMNS[:5]}
         label = "" if film.label is None else film.label
-        probability = float(f"{sigmoid(logit / recipe.temperature + recipe.bias):.6g}")
-        call = class_name(int(probability >= recipe.threshold))
-        if not math.isfinite(probability):
+        if not math.isfinite(logit):
             raise UserError(
                 f"{film.path}: the model gives {logit} where a finite number is expected; its weights are damaged or "
                 "its training diverged. Use another checkpoint."
             )
+        probability = float(f"{sigmoid(logit / recipe.temperature + recipe.bias):.6g}")
+        call = class_name(int(probability >= recipe.threshold))
         rows.append(
             known
             | {"label": label, "logit": float(f"{logit:.6g}"), "probability": probability}

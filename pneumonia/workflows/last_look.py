@@ -58,4 +58,7 @@ def refuse_other_films(source: Source, records: Sequence[Record]) -> None:
     _, bad = fingerprint_films(source.root, records)
     if bad:
         path, reason = bad[0]
-        raise UserError(f"test=true needs the test films of the manifest: {len(bad)} are not there ({path}: {reason}).")
+        raise UserError(
+            f"test=true needs the test films of the manifest: {len(bad)} are not there ({path}: {reason}). Put them "
+            f"back in {source.root}, or name their folder as data_root in {source.folder / 'run.json'}."
+        )

@@ -268,6 +268,12 @@ def refuse_other_state(folder: Path, place: Place, weights: Mapping[str, Any], c
             f"resume={folder}: epochs={config.epochs}: {place.epoch + 1} are done and none of them was validated; type "
             "more, or leave it out."
         )
+    averaged = "current_model_state" in content  # Lightning's, beside the average that state_dict then holds
+    if averaged != (config.ema is not None):
+        raise UserError(
+            f"resume={folder}: ema={hydra_value(config.ema)}: the weights of the checkpoint are "
+            f"{'averaged' if averaged else 'not averaged'}; start a new run for others."
+        )
     shapes = {name: tuple(value.shape) for name, value in content["state_dict"].items()}
     now = {name: tuple(value.shape) for name, value in weights.items()}
     if differ := sorted(name for name in shapes | now if shapes.get(name) != now.get(name)):

@@ -200,7 +200,7 @@ def preprocessing(checkpoint: Path) -> Preprocessing:
     if checkpoint.suffix == EXPORTED:
         told = read_told(checkpoint)["recipe"]
         return int(told["image_size"]), told["resize"], told.get("films", ""), []
-    settings = read_config(checkpoint.resolve().parents[1])
+    settings = read_config(checkpoint.resolve().parent.parent)
     if not settings:
         return None, "squash", "", [f"no settings beside {checkpoint}: films are squashed to the net's own size"]
     data = data_settings(settings)

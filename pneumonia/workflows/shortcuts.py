@@ -24,6 +24,7 @@ from pneumonia.training.classifier import Classifier
 from pneumonia.training.precision import full_float32
 from pneumonia.workflows.audit import class_marks
 from pneumonia.workflows.sources import Source
+from pneumonia.workflows.stressed import SAME
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def shortcuts_of(source: Source, judged: str, config: EvaluateConfig) -> dict[st
     rows = [metadata_auroc(metadata_features(*columns), label, patient, seed, level, resamples)] if known else []
     classifier = load_to_predict(source.folder / "checkpoints" / "best.ckpt")
     films = source.splits[judged].films
-    images = read_all(source, films.path.tolist())
+    images = read_all(source, judged, classifier)
     rows += shortcut_table(
         lambda batch: probabilities(classifier, batch), images, films.label, films.patient, seed, level, resamples
     )
@@ -71,9 +72,26 @@ def marks_of(source: Source, judged: Sequence[str]) -> dict[str, Any] | None:
         return None
 
 
-def read_all(source: Source, paths: Sequence[str]) -> Images:
-    """The films as the run saw them, uint8 [N, S, S]. Raises UserError when one is no longer there."""
-    return np.concatenate(list(films_in_batches(source, paths, "shortcuts=true")))
+def read_all(source: Source, split: str, classifier: Classifier) -> Images:
+    """The films of a split as the run saw them, uint8 [N, S, S]. Raises UserError as `films_as_judged`."""
+    return np.concatenate(list(films_as_judged(source, split, classifier, "shortcuts=true")))
+
+
+def films_as_judged(source: Source, split: str, classifier: Classifier, option: str) -> Iterator[Images]:
+    """The films of a split as the run saw them, uint8 [n, S, S]. Raises UserError that names the `option` when one is
+    no longer there, or the net says of one what predictions.csv does not."""
+    films, done = source.splits[split].films, 0
+    for images in films_in_batches(source, films.path.tolist(), option):
+        told, found = films.probability[done : done + len(images)], probabilities(classifier, images)
+        other = int(np.argmax(np.abs(found - told)))
+        if abs(found[other] - told[other]) > SAME:
+            raise UserError(
+                f"{option}: the probability of {films.path[done + other]} is {found[other]:.3f}, and {told[other]:.3f} "
+                f"in {source.file}: {source.root} holds other films than those, or {source.folder / 'checkpoints'} "
+                "other weights. Put the run's own back."
+            )
+        done += len(images)
+        yield images
 
 
 def films_in_batches(source: Source, paths: Sequence[str], option: str) -> Iterator[Images]:
@@ -88,7 +106,10 @@ def films_in_batches(source: Source, paths: Sequence[str], option: str) -> Itera
                 films = pool.map(lambda path: read_film(root / path, data.image_size, data.resize), part)
                 yield np.stack(list(films))
     except BadFilm as error:
-        raise UserError(f"{option} needs the films that the run was judged on: {error}.") from error
+        raise UserError(
+            f"{option} needs the films that the run was judged on ({error}): put them back, or name their folder as "
+            f"data_root in {source.folder / 'run.json'}."
+        ) from error
 
 
 def probabilities(classifier: Classifier, images: Images) -> Floats:
@@ -98,10 +119,10 @@ def probabilities(classifier: Classifier, images: Images) -> Floats:
 
 @full_float32()
 @torch.inference_mode()
-def logits(classifier: Classifier, images: Images) -> Floats:
+def logits(classifier: Classifier, images: Images, batch_size: int = BATCH) -> Floats:
     """uint8 [N, S, S] -> logit [N], in batches, where the classifier is."""
     parts = []
-    for start in range(0, len(images), BATCH):
-        batch = torch.from_numpy(images[start : start + BATCH])[:, None].to(classifier.device)
+    for start in range(0, len(images), batch_size):
+        batch = torch.from_numpy(images[start : start + batch_size])[:, None].to(classifier.device)
         parts.append(classifier(batch).float().cpu().numpy().astype(np.float64))
     return np.concatenate(parts)

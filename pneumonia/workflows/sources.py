@@ -341,7 +341,7 @@ def scale_of(checkpoint: Path) -> Scale | None:
     if checkpoint.suffix == EXPORTED:
         told = read_told(checkpoint)["recipe"]
         return Scale(float(told["temperature"]), float(told.get("bias", 0.0)), float(told["threshold"]))
-    point = locked_point(checkpoint.resolve().parents[1]) if checkpoint.name == "best.ckpt" else None
+    point = locked_point(checkpoint.resolve().parent.parent) if checkpoint.name == "best.ckpt" else None
     if point is None:
         return None
     threshold = point.get("threshold_calibrated", point["threshold"])

@@ -6,7 +6,7 @@ Validation and not test: recipes may be chosen by what stands here. This loads t
 from pneumonia.evaluation.stress import stress_scores
 from pneumonia.settings import UserError
 from pneumonia.training.checkpoint import load_to_predict
-from pneumonia.workflows.shortcuts import films_in_batches, probabilities
+from pneumonia.workflows.shortcuts import films_as_judged, probabilities
 from pneumonia.workflows.sources import Source
 from pneumonia.workflows.stressed import write_stress
 
@@ -16,6 +16,6 @@ def stress_run(source: Source) -> None:
     if "val" not in source.splits:
         raise UserError(f"stress=true needs validation films: {source.file} has none.")
     classifier = load_to_predict(source.folder / "checkpoints" / "best.ckpt")
-    paths = source.splits["val"].films.path.tolist()
-    batches = films_in_batches(source, paths, "stress=true")
-    write_stress(source.folder, paths, stress_scores(lambda batch: probabilities(classifier, batch), batches))
+    batches = films_as_judged(source, "val", classifier, "stress=true")
+    scores = stress_scores(lambda batch: probabilities(classifier, batch), batches)
+    write_stress(source.folder, source.splits["val"].films.path.tolist(), scores)

@@ -18,7 +18,7 @@ from pneumonia.settings import EvaluateConfig, UserError
 from pneumonia.workflows.record import written
 from pneumonia.workflows.sources import Source
 
-SAME = 0.01  # the most by which a film's probability may differ between stress.csv and predictions.csv
+SAME = 0.01  # the most by which a film's probability, computed again, may differ from that of predictions.csv
 
 
 def write_stress(folder: Path, path: Sequence[str], scores: Mapping[str, Floats]) -> None:

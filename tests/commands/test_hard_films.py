@@ -161,9 +161,11 @@ def test_from_nested_folds_to_a_training(command: Command, phantoms: Path, tmp_p
         assert settings_of(tmp_path / "again")["hard_films"] == str(tmp_path / "halves")
 
 
+@pytest.mark.parametrize("resuming", [[], ["force=true", "data.num_workers=1"]], ids=["plain", "forced"])
 def test_a_run_that_is_gone_on_with_keeps_the_hard_films_that_it_began_with(
-    command: Command, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    command: Command, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, resuming: list[str]
 ) -> None:
+    """With force=true too, where that is of other settings."""
     usual = [*SMALL, f"data.root={phantoms}", "data.val_fraction=0.3", "deterministic=true"]
     command(
         "train", "-m", *usual, "epochs=1", "data.nested=true", "data.folds=2", "data.fold=0,1",
@@ -174,10 +176,10 @@ def test_a_run_that_is_gone_on_with_keeps_the_hard_films_that_it_began_with(
     folder = interrupted(command, phantoms, monkeypatch, folder=str(tmp_path / "broken"), settings=settings, epochs=1)
     shutil.rmtree(tmp_path / "halves")
     capsys.readouterr()
-    with pytest.raises(SystemExit):  # another sweep may be meant, and this one is gone
-        command("train", f"resume={folder}", f"hard_films={tmp_path}/halves", "epochs=3", "force=true")
+    with pytest.raises(SystemExit):
+        command("train", f"resume={folder}", f"hard_films={tmp_path}/others", "epochs=3", "force=true")
     assert "no such folder; expected a sweep folder of nested folds" in capsys.readouterr().err
-    command("train", f"resume={folder}")
+    command("train", f"resume={folder}", *resuming)
     assert_same_end(tmp_path / "whole", folder)
     kept = list(csv.DictReader((folder / "hard_films.csv").open()))
     films = {row["path"]: row for row in csv.DictReader((folder / "manifest.csv").open()) if row["split"] == "train"}

@@ -102,10 +102,12 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
 def test_a_full_disk_and_a_taken_port_are_told_in_a_users_words() -> None:
     from pneumonia.workflows.ending import of_child
 
-    assert "make room" in str(of_child(OSError(errno.ENOSPC, "No space left on device")))
-    assert "is in use" in str(of_child(RuntimeError("The server socket has failed to listen, EADDRINUSE")))
+    folder = Path("/scratch/run 7")
+    full = str(of_child(OSError(errno.ENOSPC, "No space left on device"), folder))
+    assert "make room" in full and "resume='/scratch/run 7'" in full
+    assert "is in use" in str(of_child(RuntimeError("The server socket has failed to listen, EADDRINUSE"), folder))
     other = OSError(errno.EIO, "Input/output error")
-    assert of_child(other) is other
+    assert of_child(other, folder) is other
 
 
 def test_one_process_at_a_time_is_at_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

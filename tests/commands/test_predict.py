@@ -233,8 +233,36 @@ def test_a_probability_that_is_none_is_the_models_fault() -> None:
     from pneumonia.workflows.inference import Recipe, called
     from pneumonia.workflows.targets import Film
 
-    with pytest.raises(UserError, match=r"a\.png: the model gives nan"):
-        called([Film(Path("a.png"), "a.png")], np.array([np.nan]), Recipe(32, "squash", 1, 0, 0.5, []))
+    for logit in (np.nan, np.inf, -np.inf):
+        with pytest.raises(UserError, match=rf"a\.png: the model gives {logit}"):
+            called([Film(Path("a.png"), "a.png")], np.array([logit]), Recipe(32, "squash", 1, 0, 0.5, []))
+
+
+def test_a_batch_is_as_large_as_is_typed(
+    command: Command, run: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pneumonia.training.classifier import Classifier
+
+    sizes, forward = [], Classifier.forward
+
+    def counted(self: Classifier, image: Any) -> Any:
+        sizes.append(len(image))
+        return forward(self, image)
+
+    monkeypatch.setattr(Classifier, "forward", counted)
+    films = len(folder_films(phantoms))
+    for typed, expected in (([], 32), (["batch_size=100"], 100)):
+        sizes.clear()
+        command("predict", f"run={run}", f"images={phantoms}", "output=c.csv", *typed)
+        assert sizes[0] == expected and sum(sizes) == films > 100
+
+
+def test_a_checkpoint_may_lie_in_the_root_of_a_file_system() -> None:
+    from pneumonia.workflows.selection import preprocessing
+    from pneumonia.workflows.sources import scale_of
+
+    assert scale_of(Path("/best.ckpt")) is None
+    assert preprocessing(Path("/best.ckpt"))[:3] == (None, "squash", "")
 
 
 def test_importing_the_commands_loads_no_torch() -> None:

@@ -96,6 +96,21 @@ def test_what_is_refused_leaves_the_runs_settings_and_what_is_forced_is_kept(
     assert rates[2:] == [0.005] and 0.005 not in rates[:2]
 
 
+@pytest.mark.parametrize(("before", "now"), [("0.9", "null"), ("null", "0.9")])
+def test_averaged_weights_go_on_averaged_and_plain_ones_plain(
+    command: Command, phantoms: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    before: str, now: str,
+) -> None:  # fmt: skip
+    folder = interrupted(command, phantoms, monkeypatch, settings=(*SETTINGS, f"ema={before}"))
+    with pytest.raises(SystemExit) as ending:
+        command("train", f"resume={folder}", "force=true", f"ema={now}")
+    state = "not averaged" if before == "null" else "averaged"
+    assert ending.value.code == 2
+    assert f"ema={now}: the weights of the checkpoint are {state}; start a new run" in capsys.readouterr().err
+    command("train", f"resume={folder}")
+    assert json.loads((folder / "run.json").read_text())["status"] == "finished"
+
+
 def test_fewer_epochs_than_are_done_are_refused_where_none_was_validated(
     command: Command, phantoms: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -98,6 +98,7 @@ def test_films_that_are_gone_are_one_line(run: Path, command: Command, tmp_path:
         command("evaluate", f"run={copy}", "shortcuts=true", "resamples=200")
     err = capsys.readouterr().err
     assert ending.value.code == 2 and "shortcuts=true needs the films" in err
+    assert f"name their folder as data_root in {copy / 'run.json'}" in " ".join(err.split())
 
 
 def test_training_films_that_are_gone_cost_the_marks_alone(

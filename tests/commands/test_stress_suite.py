@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from pneumonia.evaluation.calibration import fit_temperature
 from pneumonia.evaluation.operating_point import choose_threshold
@@ -75,6 +77,35 @@ def test_what_it_needs_and_is_not_there_is_one_line(
         command("evaluate", f"run={copy}", *TYPED)
     assert ending.value.code == 2 and message in capsys.readouterr().err
     assert (copy / "report.html").read_bytes() == before
+
+
+@pytest.mark.parametrize("option", ["stress=true", "shortcuts=true"])
+@pytest.mark.parametrize("other", ["films", "weights"])
+def test_films_and_weights_that_are_not_those_of_the_predictions_are_told(
+    run: Path, command: Command, tmp_path: Path, capsys: Any, option: str, other: str
+) -> None:
+    """What was found of the run's own stays as it is."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    command("evaluate", f"run={copy}", option, "resamples=200")
+    if other == "films":
+        told = json.loads((copy / "run.json").read_text())
+        films = shutil.copytree(told["data_root"], tmp_path / "films")
+        for file in films.rglob("*.png"):
+            Image.fromarray(255 - np.asarray(Image.open(file).convert("L"))).save(file)
+        (copy / "run.json").write_text(json.dumps(told | {"data_root": str(films)}))
+    else:
+        file = copy / "checkpoints" / "best.ckpt"
+        content = torch.load(file, weights_only=True)
+        content["state_dict"] = {name: -value for name, value in content["state_dict"].items()}
+        torch.save(content, file)
+    kept = {copy / name: (copy / name).read_bytes() for name in ("evidence.json", "report.html", "predictions.csv")}
+    if option == "stress=true":
+        kept[copy / "stress.csv"] = (copy / "stress.csv").read_bytes()
+    with pytest.raises(SystemExit) as ending:
+        command("evaluate", f"run={copy}", option, "resamples=200")
+    said = capsys.readouterr().err
+    assert ending.value.code == 2 and f"{option}: the probability of " in said and "other weights" in said
+    assert kept == {file: file.read_bytes() for file in kept}
 
 
 def test_a_later_evaluation_keeps_the_probes_of_the_same_predictions_only(

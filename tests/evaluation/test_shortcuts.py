@@ -131,7 +131,7 @@ def test_a_planted_marker_is_found(films, children):
     films[:, :3, :3] = np.where(label == 1, 250, 20)[:, None, None]
     found = audit(films, children, lambda batch: batch[:, :3, :3].mean(axis=(1, 2)) / 255)
     assert found["border_only"].auroc == 1.0
-    assert found["border_only"].interval[0] > 0.9
+    assert 0.9 < found["border_only"].interval[0] < 1 == found["border_only"].interval[1]  # perfect is not certain
     assert found["corners_masked"].auroc == found["centre_only"].auroc == 0.5
 
 
