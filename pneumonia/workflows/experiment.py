@@ -52,13 +52,13 @@ def fit_and_test(config: TrainConfig) -> float:
     films = films_of(config.data, config.seed)
     describe(films)
     L.seed_everything(config.seed, verbose=False)
-    datamodule = build_datamodule(config, films)
     classifier = build_classifier(config, films)
     place = Place(None, 0, -1)
     if config.resume is not None:
         refuse_other_films(folder, films.records)
         place = place_of(folder)
         refuse_other_state(folder, place, classifier.state_dict(), config)
+    datamodule = build_datamodule(config, films)  # last: a balance that weighs films takes seconds
     trainer = build_trainer(config, folder, place)
     if launched().rank > 0:
         return follow(classifier, datamodule, trainer, place)
