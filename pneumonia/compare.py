@@ -1,8 +1,9 @@
 """python -m pneumonia.compare: rank runs on validation, test them against the best."""
 
 import os
+from pathlib import Path
 
-from pneumonia.entry import run_command
+from pneumonia.entry import each_its_own, run_command
 from pneumonia.settings import CompareConfig
 
 
@@ -10,6 +11,12 @@ def check(config: CompareConfig) -> None:
     from pneumonia.workflows.comparison import runs_of  # reads every run; still no torch
 
     runs_of(config)
+
+
+def place(config: CompareConfig) -> tuple[str, Path]:
+    from pneumonia.workflows.comparison import output_of
+
+    return str(output_of(config)), output_of(config).resolve()
 
 
 def task(config: CompareConfig) -> None:
@@ -20,7 +27,8 @@ def task(config: CompareConfig) -> None:
 
 def main() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the bootstrap's products are thin: threads only wait
-    run_command("compare", task, check)
+    own = each_its_own(check, place, "name one for each, as 'output=outputs/${metric}'.")
+    run_command("compare", task, own)
 
 
 if __name__ == "__main__":

@@ -137,7 +137,10 @@ def unreadable(override: str) -> str:
     except HydraException:
         return f"{override}: can't be read; a value with a comma, a quote or = is typed as \"{key}='...'\""
     if parsed.is_sweep_override():
-        return f"{override}: several values need -m (a sweep); one with a comma in it is typed as \"{key}='...'\""
+        return (
+            f'{override}: several values need -m (a sweep); a list is typed as "{key}=[a,b]", one value with a comma '
+            f"in it as \"{key}='...'\""
+        )
     return ""
 
 
@@ -205,18 +208,29 @@ def typed(name: str, config: DictConfig) -> Any:
 def single_runs(overrides: Sequence[str]) -> Iterator[list[str]]:
     """Of a sweep's overrides: the first value of each, then each further value beside the first of the others."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Glob
     from hydra.errors import HydraException
 
+    searched = any(override.startswith(("search=", "hydra/sweeper=")) for override in overrides)
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
         raise UserError(f"{' '.join(overrides)}: {str(error).splitlines()[0]}") from error
     values: list[list[str]] = []
     for override in parsed:
+        key, value = override.get_key_element(), override.value()
         if override.is_sweep_override() and not override.is_discrete_sweep():
-            continue  # an interval is the search's business
-        if override.is_sweep_override():
-            values.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
+            if not searched:
+                raise UserError(
+                    f"{override.input_line}: an interval is for a search; type search=cnn or search=vgg16 beside it, "
+                    f"or the values themselves, as {key}=1,2."
+                )
+        elif isinstance(value, Glob):
+            if not (found := value.filter(choices(key))):
+                raise UserError(f"{override.input_line}: expected some of {', '.join(choices(key)) or 'a group'}.")
+            values.append([f"{key}={choice}" for choice in found])
+        elif override.is_sweep_override():
+            values.append([f"{key}={each}" for each in override.sweep_string_iterator()])
         else:
             values.append([str(override.input_line)])
     first = [options[0] for options in values]

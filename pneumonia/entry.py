@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,7 @@ def run_command(
         show(help_text(name))
         return
     asks = any(argument.startswith(HYDRA_FLAGS) for argument in arguments)
+    theirs: frozenset[str] = frozenset()
     try:
         typed_ones = flags_first(arguments)
         if asks:
@@ -82,7 +83,7 @@ def run_command(
         else:
             check_taken(typed_ones)
             told = [at_home(argument) for argument in without_plus(name, typed_ones)]
-            sys.argv[1:] = prepare_arguments(name, resolve(told), check)
+            sys.argv[1:], theirs = prepare_arguments(name, resolve(told), check)
     except (UserError, PermissionError) as error:
         if speaks() or isinstance(error, PermissionError):
             print(f"pneumonia.{name}: {plain(error)}", file=sys.stderr)
@@ -92,7 +93,7 @@ def run_command(
             print(f"pneumonia.{name}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     try:
-        hand_to_hydra(name, task, refused)
+        hand_to_hydra(name, task, refused, theirs)
     finally:
         sys.argv[1:] = arguments
 
@@ -181,8 +182,28 @@ def speaks() -> bool:
         return os.environ.get("SLURM_PROCID") == "0"
 
 
-def prepare_arguments(name: str, arguments: list[str], check: Callable[[Any], None] | None) -> list[str]:
-    """Check every run that the arguments ask for; for a single run, name its unused folder. Raises UserError."""
+def each_its_own(
+    check: Callable[[Any], None], place: Callable[[Any], tuple[str, Hashable]], way: str
+) -> Callable[[Any], None]:
+    """`check` of one run of -m after another, of which no two may write to the same `place` (what is told of it, and
+    what tells it from others); `way`: what to type instead."""
+    taken: set[Hashable] = set()
+
+    def both(config: Any) -> None:
+        check(config)
+        told, key = place(config)
+        if key in taken:
+            raise UserError(f"{told}: two runs of -m would write it, the second over the first; {way}")
+        taken.add(key)
+
+    return both
+
+
+def prepare_arguments(
+    name: str, arguments: list[str], check: Callable[[Any], None] | None
+) -> tuple[list[str], frozenset[str]]:
+    """Check every run that the arguments ask for; for a single run, name its unused folder, and tell what the user has
+    in it ("." for the folder itself). Raises UserError."""
     multirun = bool({"-m", "--multirun"} & set(arguments))
     flags = [argument for argument in arguments if argument.startswith("-")]
     unknown = [flag for flag in flags if flag not in ("-m", "--multirun")]
@@ -200,23 +221,29 @@ def prepare_arguments(name: str, arguments: list[str], check: Callable[[Any], No
             check(settings)
     assert config is not None
     resumed = any(override.startswith("resume=") for override in overrides)
+    theirs: frozenset[str] = frozenset()
     if not multirun and config.hydra.output_subdir is None and not resumed:  # a command that leaves no run folder
-        return arguments
+        return arguments, theirs
+    where = "hydra.sweep.dir" if multirun else "hydra.run.dir"
+    if f"{where}=" in overrides:
+        raise UserError(f"{where}= is empty: name a folder, or leave it out.")
     folder = Path(config.hydra.sweep.dir if multirun else config.hydra.run.dir)
     writable_folder(folder, "Set hydra.sweep.dir=/a/writable/folder." if multirun else ELSEWHERE)
     if multirun and "test" in config and not any(override.startswith("test=") for override in overrides):
         arguments = [*arguments, "test=false"]  # a sweep is ranked on validation
     if multirun:
-        return arguments
+        return arguments, theirs
     if launched().rank > 0:  # the first of several processes alone has a run folder
-        return [*arguments, "hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=terminal"]
+        return [*arguments, "hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=terminal"], theirs
     named = any(override.startswith("hydra.run.dir=") for override in overrides)
     if named and not resumed and (folder / "run.json").exists():
         raise UserError(
             f"hydra.run.dir={folder}: a run is there already; type resume={folder} to go on with it, or another folder."
         )
+    if named and folder.is_dir():
+        theirs = frozenset({".", *(entry.name for entry in folder.iterdir())})
     folder = claimed_folder(folder, named)
-    return arguments if named else [*arguments, f"hydra.run.dir={quoted(folder)}"]
+    return arguments if named else [*arguments, f"hydra.run.dir={quoted(folder)}"], theirs
 
 
 def check_extras(overrides: Sequence[str]) -> None:
@@ -271,9 +298,13 @@ def claimed_folder(folder: Path, named: bool) -> Path:
 
 
 def hand_to_hydra(
-    name: str, task: Callable[[Any], Any], refused: Callable[[dict[str, Any], UserError], Any] | None
+    name: str,
+    task: Callable[[Any], Any],
+    refused: Callable[[dict[str, Any], UserError], Any] | None,
+    theirs: frozenset[str],
 ) -> None:
-    """Let Hydra make the run folder and call the task; a UserError inside it stays one line."""
+    """Let Hydra make the run folder and call the task; a UserError inside it stays one line, and costs nothing that was
+    in the folder before (`theirs`)."""
     logging.raiseExceptions = False  # a reader of the output that left (`| head`) is no error of the run
     import hydra
     from hydra.core.hydra_config import HydraConfig
@@ -301,7 +332,7 @@ def hand_to_hydra(
                 raise SystemExit(2) from None
             # Without an output_subdir there is no run folder: the command runs in the user's own, not to be removed.
             own = HydraConfig.get().output_subdir is None
-            if own or discard_unstarted(Path(HydraConfig.get().runtime.output_dir), name):
+            if own or discard_unstarted(Path(HydraConfig.get().runtime.output_dir), name, theirs):
                 print(f"pneumonia.{name}: {plain(error)}", file=sys.stderr)
             else:
                 log.error("pneumonia.%s: %s", name, plain(error))
@@ -322,13 +353,15 @@ def plain(error: UserError | PermissionError) -> str:
     return text.strip().splitlines()[-1].partition("UserError: ")[2] if "Original Traceback" in text else text
 
 
-def discard_unstarted(folder: Path, name: str) -> bool:
+def discard_unstarted(folder: Path, name: str, theirs: frozenset[str]) -> bool:
     """Remove Hydra's own files from a folder that holds only them and logs, then the folder if that leaves it empty:
-    the run never started. Logs of another name are the user's, as that of a job in a queue."""
+    the run never started. What was there before stays, and logs of another name, as that of a job in a queue."""
     unstarted = all(entry.name == ".hydra" or entry.suffix == ".log" for entry in folder.iterdir())
     if unstarted:
-        shutil.rmtree(folder / ".hydra", ignore_errors=True)
-        (folder / f"{name}.log").unlink(missing_ok=True)
-        if not any(folder.iterdir()):
+        if ".hydra" not in theirs:
+            shutil.rmtree(folder / ".hydra", ignore_errors=True)
+        if f"{name}.log" not in theirs:
+            (folder / f"{name}.log").unlink(missing_ok=True)
+        if "." not in theirs and not any(folder.iterdir()):
             folder.rmdir()
     return unstarted

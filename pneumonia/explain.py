@@ -1,6 +1,8 @@
 """python -m pneumonia.explain: show which parts of a film speak for and against pneumonia."""
 
-from pneumonia.entry import run_command
+from pathlib import Path
+
+from pneumonia.entry import each_its_own, run_command
 from pneumonia.settings import ExplainConfig
 
 
@@ -10,6 +12,11 @@ def check(config: ExplainConfig) -> None:
     films_to_explain(config)
 
 
+def place(config: ExplainConfig) -> tuple[str, tuple[Path, str, str]]:
+    output = config.output or f"{config.run or '.'}/explanations"
+    return output, (Path(output).expanduser().resolve(), config.attribution["_target_"], config.select)
+
+
 def task(config: ExplainConfig) -> None:
     from pneumonia.workflows.explanation import explain_films  # torch loads here, after --help has answered
 
@@ -17,7 +24,8 @@ def task(config: ExplainConfig) -> None:
 
 
 def main() -> None:
-    run_command("explain", task, check)
+    own = each_its_own(check, place, "name one for each, as 'output=${run}/explanations/${seed}'.")
+    run_command("explain", task, own)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """python -m pneumonia.scoreboard: rank the attribution methods by what they know of the model."""
 
-from pneumonia.entry import run_command
+from pathlib import Path
+
+from pneumonia.entry import each_its_own, run_command
 from pneumonia.settings import ScoreboardConfig
 
 
@@ -10,6 +12,11 @@ def check(config: ScoreboardConfig) -> None:
     films_to_score(config)
 
 
+def place(config: ScoreboardConfig) -> tuple[str, Path]:
+    folder = Path(config.run or "").expanduser()
+    return str(folder / "explanations" / "scoreboard.csv"), folder.resolve()
+
+
 def task(config: ScoreboardConfig) -> None:
     from pneumonia.workflows.scoreboard import score_methods  # torch loads here, after --help has answered
 
@@ -17,7 +24,8 @@ def task(config: ScoreboardConfig) -> None:
 
 
 def main() -> None:
-    run_command("scoreboard", task, check)
+    own = each_its_own(check, place, "type one by itself, and keep what it wrote before the next.")
+    run_command("scoreboard", task, own)
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def run_of(name: str, source: Source, part: int, config: CompareConfig) -> Run:
     except ValueError as error:
         raise UserError(f"{name}: {error}") from error
     test = source.splits.get("test", source.splits["val"]).films
-    return Run(name, val, test, point.threshold, group_of(source), part, stressed)
+    return Run(name, val, test, point.threshold, group_of(source, name), part, stressed)
 
 
 def differences(sources: dict[str, Source], without: Sequence[str] = ()) -> dict[str, str]:
@@ -151,13 +151,13 @@ def settings_of(source: Source) -> dict[str, Any]:
     return told | {"standardize": named_standardize(told["standardize"])}
 
 
-def group_of(source: Source) -> str:
+def group_of(source: Source, name: str) -> str:
     """Names what runs of one group share: all settings but seed, fold, manifest and where the films lay; the model's
-    name, a short hash."""
+    name, a short hash. Without settings, as a vote has none, a group of one: its `name` among those compared."""
     apart = (*SEEDS_AND_FOLDS, *FILMS_LAY)
     settings = {key: value for key, value in settings_of(source).items() if key not in apart}
     if not settings:
-        return source.folder.resolve().name
+        return name
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:6]
     return f"{source.model or 'run'} {digest}"
 

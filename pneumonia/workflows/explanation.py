@@ -9,6 +9,7 @@ Everything is computed before the first file is written; every file appears whol
 """
 
 import logging
+import os
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -74,17 +75,18 @@ def explain_films(config: ExplainConfig) -> None:
     name, method = method_of(config.attribution)
     sheets: dict[str, Sheet] = {}
     shown: list[Any] = []
-    with told_plainly("activations" if only else f"attribution={name}"):
+    with told_plainly("activations"):  # one film's, so a layer that is not there is told before the maps are made
+        if config.activations:
+            image = images_of(request.films[:1], classifier)
+            shown = activations(classifier.net, image, config.channel, config.relu, config.layers)
+    with told_plainly(f"attribution={name}"):
         if not only:
             sheets = {
                 outcome: explained(method, classifier, films, request, config.views)
                 for outcome, films in request.sheets.items()
             }
-        if config.activations:
-            image = images_of(request.films[:1], classifier)
-            shown = activations(classifier.net, image, config.channel, config.relu, config.layers)
     for sheet in sheets.values():
-        warn_of_other_probabilities(sheet)
+        warn_of_other_probabilities(sheet.films, sheet.probability)
     try:
         if sheets:
             write_sheets(config, request, name, method, sheets)
@@ -169,10 +171,14 @@ def explained(method: Method, classifier: Classifier, films: list[Film], request
     parts = [attributed(method, net, images) for net, images in with_bar(shown, "explaining")]
     maps = np.concatenate([part for part, _ in parts])
     fitted = [fit for _, fits in parts for fit in fits]
+    return Sheet(films, maps, called(classifier, films, request), fitted, one_view(classifier, views))
+
+
+def called(classifier: Classifier, films: list[Film], request: Request) -> list[float]:
+    """The probability by which each film is called."""
     with torch.inference_mode():
         logits = [float(classifier(film[None])) for film in grey_of(films, classifier)]
-    called = [sigmoid(logit / request.temperature + request.bias) for logit in logits]
-    return Sheet(films, maps, called, fitted, one_view(classifier, views))
+    return [sigmoid(logit / request.temperature + request.bias) for logit in logits]
 
 
 def shown_to(classifier: Classifier, films: list[Film], views: str) -> list[tuple[nn.Module, Tensor]]:
@@ -195,9 +201,9 @@ def attributed(method: Method, net: nn.Module, images: Tensor) -> tuple[NDArray[
     return maps, fitted
 
 
-def warn_of_other_probabilities(sheet: Sheet) -> None:
+def warn_of_other_probabilities(films: Sequence[Film], probability: Sequence[float]) -> None:
     """The film that is explained should be the film that was called."""
-    pairs = [(film, p) for film, p in zip(sheet.films, sheet.probability, strict=True) if film.probability is not None]
+    pairs = [(film, p) for film, p in zip(films, probability, strict=True) if film.probability is not None]
     differ = [(film, p) for film, p in pairs if abs(p - (film.probability or 0)) > TOLERANCE]
     if differ:
         film, p = differ[0]
@@ -326,11 +332,15 @@ def write_arrays(file: Path, sheet: Sheet) -> None:
 
 
 def into_tensorboard(run: Path, tag: str, png: Path) -> None:
-    """Show a sheet under Images of the run's TensorBoard."""
+    """Show a sheet under Images of the run's TensorBoard; a run that can't be written to goes without."""
     from PIL import Image
     from torch.utils.tensorboard import SummaryWriter
 
-    with Image.open(png) as picture, SummaryWriter(str(run / "tensorboard")) as writer:
+    folder = run / "tensorboard"
+    if not os.access(folder if folder.exists() else run, os.W_OK):
+        log.warning("%s is not shown in TensorBoard: %s can't be written to", png, folder)
+        return
+    with Image.open(png) as picture, SummaryWriter(str(folder)) as writer:
         writer.add_image(tag, np.asarray(picture.convert("RGB")), dataformats="HWC")
 
 

@@ -125,7 +125,8 @@ def stamp(seconds: float) -> str:
 
 
 def git_commit() -> str | None:
-    """The commit of the code that runs, with `+` when files differ from it; None outside a checkout."""
+    """The commit of the code that runs, with `+` when files differ from it; None where no repository holds it, as that
+    around a virtual environment doesn't."""
     folder = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
@@ -134,6 +135,7 @@ def git_commit() -> str | None:
         ).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
         return git("rev-parse", "HEAD") + (
             "+" if git("status", "--porcelain", "--untracked-files=no", str(folder)) else ""
         )

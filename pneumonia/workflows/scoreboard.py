@@ -13,6 +13,7 @@ import csv
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,14 @@ from pneumonia.training.classifier import Classifier
 from pneumonia.training.precision import full_float32
 from pneumonia.workflows.explanation import (
     TITLES,
+    called,
     into_tensorboard,
     one_view,
     ready,
     shown_to,
     tell_of_report,
     told_plainly,
+    warn_of_other_probabilities,
     with_bar,
 )
 from pneumonia.workflows.record import write_json, written
@@ -85,6 +88,8 @@ def score_methods(config: ScoreboardConfig) -> None:
     request, classifier = ready(films_to_score(config), config.accelerator)
     names = list(config.methods or config.attributions)
     methods: dict[str, Method] = {name: build(f"attributions.{name}", config.attributions[name]) for name in names}
+    with suppress(torch.OutOfMemoryError):  # the first method tells what to do then
+        warn_of_other_probabilities(request.films, called(classifier, request.films, request))
     benches = benches_of(request, classifier, config)
     log.info("%d films, %s; %s", len(request.films), NAMES.get(config.select, "all outcomes"), request.locked)
     values: dict[str, dict[str, Values]] = {}
@@ -97,7 +102,7 @@ def score_methods(config: ScoreboardConfig) -> None:
     table = agreement({name: attribution.cpu() for name, attribution in maps.items()})
     if len(names) > 1:
         for place, name in enumerate(names):
-            values[name]["agreement"] = np.delete(table[:, place], place, axis=1).mean(axis=1)
+            values[name]["agreement"] = mean_of_defined(np.delete(table[:, place], place, axis=1), axis=1)
     try:
         write_scoreboard(config, request, values, table, one_view(classifier, config.views))
     except OSError as error:
@@ -227,7 +232,7 @@ def write_scoreboard(
     measures = [m for m in measures_of(config.select) if any(m.name in means[name] for name in order)]
     names = list(values)
     shown = [names.index(name) for name in order]
-    mean_table = table.mean(axis=0)[np.ix_(shown, shown)]
+    mean_table = mean_of_defined(table, axis=0)[np.ix_(shown, shown)]
     figure = scoreboard(
         [TITLES.get(name, name) for name in order],
         [place[name] for name in order],
@@ -255,6 +260,12 @@ def write_scoreboard(
         into_tensorboard(request.run, "explanations/scoreboard", request.output / "scoreboard.png")
     log_table(order, place, measures, means)
     log.info("%s", request.output / "scoreboard.png")
+
+
+def mean_of_defined(values: Values, axis: int) -> Values:
+    """Along `axis`, without what a map without ranks leaves undefined; NaN where nothing is left."""
+    mean: Values = np.ma.filled(np.ma.masked_invalid(values).mean(axis=axis), np.nan)
+    return mean
 
 
 def clean(value: float) -> float | None:

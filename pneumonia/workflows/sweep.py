@@ -10,7 +10,7 @@ import logging
 import math
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -139,7 +139,8 @@ def note_failure(folder: Path, error: Exception) -> None:
 
 
 def jobs_of(sweep: Path) -> list[dict[str, Any]]:
-    """One row a job that has begun, best first; a job without run.json was killed before it could open one."""
+    """One row a job that has begun, best first, those of each objective by themselves; a job without run.json was
+    killed before it could open one."""
     rows = []
     for file in sorted(sweep.glob("*/.hydra/overrides.yaml")):
         folder = file.parent.parent
@@ -156,8 +157,13 @@ def jobs_of(sweep: Path) -> list[dict[str, Any]]:
                 "reason": record.get("reason", ""),
             }
         )
-    lower = any(str(row["objective"]).endswith("loss") for row in rows)
-    return sorted(rows, key=lambda row: (row["value"] is None, (row["value"] or 0) * (1 if lower else -1)))
+    return sorted(rows, key=place_in_table)
+
+
+def place_in_table(row: Mapping[str, Any]) -> tuple[bool, str, float]:
+    """Sorts rows of `jobs_of`: with a value, by objective, the best first."""
+    sign = 1 if row["objective"].endswith("loss") else -1
+    return row["value"] is None, row["objective"], sign * (row["value"] or 0)
 
 
 def overrides_of(file: Path) -> list[str]:
@@ -220,6 +226,8 @@ def report(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
         own = " ".join(override for override in overrides if override not in common)
         log.info("%s  %-11s %-24s %s  %s", row["job"], row["status"], value, own, row["reason"])
     log.info("%s", folder.resolve() / "leaderboard.csv")
+    if len(objectives := {row["objective"] for row in rows if row["value"] is not None}) > 1:
+        log.warning("jobs of %s are ranked each among their own", " and ".join(sorted(objectives)))
     compare_finished(folder, rows)
     if failed := [row["job"] for row in rows if row["status"] != "finished"]:
         log.error("%d of %d jobs did not finish: %s", len(failed), len(rows), ", ".join(failed))

@@ -69,6 +69,8 @@ def refused(command: Command, capsys: pytest.CaptureFixture[str], *arguments: st
         ("data.cache_dir=", "data.cache_dir= is empty: expected a path"),
         ("++data.val_fracton=0.3", "did you mean data.val_fraction?"),
         ("data.root=a,b", "several values need -m"),
+        ("augment.steps=a,b", 'a list is typed as "augment.steps=[a,b]"'),
+        ("hydra.run.dir=", "hydra.run.dir= is empty: name a folder, or leave it out"),
         ("data.root=my films, k=v", "a comma, a quote or = is typed as"),
         ("data.root=", "data.root= is empty"),
         ("trainer.devices=2", "several processes need trainer=ddp"),
@@ -369,3 +371,43 @@ def test_films_in_kagglehubs_cache_are_found_once_and_without_asking_online(
     command("train", *SMALL, "hydra.run.dir=run")
     lines = (tmp_path / "run" / "manifest.csv").read_text().splitlines()
     assert len(lines) - 1 == 80
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["hydra.sweep.dir=", "seed=1,2"], "hydra.sweep.dir= is empty: name a folder"),
+        (["optimizer.lr=interval(0.001,0.1)"], "an interval is for a search; type search=cnn or search=vgg16"),
+        (["model=glob(dep*)"], "model=glob(dep*): expected some of baseline, compact"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_one_line(
+    command: Command, capsys: pytest.CaptureFixture[str], phantoms: Path, typed: list[str], message: str
+) -> None:
+    assert message in refused(command, capsys, "-m", *SMALL, f"data.root={phantoms}", *typed)
+    assert not Path("sweep.json").exists()
+
+
+def test_a_glob_is_every_choice_that_it_names() -> None:
+    from pneumonia.config import single_runs
+
+    assert list(single_runs(["model=glob(deep*)", "seed=3"])) == [
+        ["model=deep", "seed=3"], ["model=deep_dropout", "seed=3"],
+    ]  # fmt: skip
+
+
+def test_what_is_refused_leaves_a_folder_that_was_there(
+    command: Command, capsys: pytest.CaptureFixture[str], phantoms: Path, tmp_path: Path
+) -> None:
+    """With what lay in it, and nothing beside; one that was made for the run is gone again."""
+    mine, log = tmp_path / "mine", tmp_path / "mine" / "train.log"
+    mine.mkdir()
+    log.write_text("an earlier attempt\n")
+    typed = (*SMALL, f"data.root={phantoms}", "augment.steps=[1]")
+    refused(command, capsys, *typed, f"hydra.run.dir={mine}")
+    assert [file.name for file in mine.iterdir()] == ["train.log"] and log.read_text().startswith("an earlier attempt")
+    log.unlink()
+    refused(command, capsys, *typed, f"hydra.run.dir={mine}")
+    assert not list(mine.iterdir())
+    refused(command, capsys, *typed, f"hydra.run.dir={tmp_path}/made")
+    assert not (tmp_path / "made").exists()

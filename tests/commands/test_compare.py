@@ -424,3 +424,22 @@ def test_runs_that_cannot_be_compared_are_named(
     told = capsys.readouterr()
     assert ending.value.code == 2 and message in told.err and "Traceback" not in told.out + told.err, told
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_two_votes_are_two_recipes(command: Command, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        for seed in (0, 1):
+            make_run(tmp_path / name / str(seed), rows_of(seed + 2 * (name == "two")), seed=seed)
+        command("compare", f"runs={tmp_path}/{name}", QUICK)
+    votes = ",".join(str(tmp_path / name / "comparison" / "ensemble") for name in ("one", "two"))
+    command("compare", f"runs=[{votes}]", QUICK, f"output={tmp_path}/votes")
+    board = board_of(tmp_path / "votes")
+    assert {(row["group"], row["n"]) for row in board["spread"]} == {
+        (f"{k}/comparison/ensemble", 1) for k in ("one", "two")
+    }
+
+
+def test_one_folder_takes_one_comparison(command: Command, sweep: Path, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as ending:
+        command("compare", "-m", f"runs={sweep}", "metric=auroc,accuracy", QUICK)
+    assert ending.value.code == 2 and f"{sweep}/comparison: two runs of -m would write it" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -317,8 +318,16 @@ def test_sheets_stand_in_the_run_s_tensorboard(command: Command, finished: Path)
     assert "explanations/gradcam/tp" in {tag for events in written for tag in events.Tags()["images"]}
 
 
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ("explain", "attribution=gradcam"),
+        ("scoreboard", "methods=[saliency]", "steps=3", "perturbations=4", "noisy=1", "resamples=100"),
+    ],
+    ids=lambda typed: typed[0],
+)
 def test_a_film_that_is_not_the_one_that_was_called_is_told(
-    command: Command, capfd: pytest.CaptureFixture[str], finished: Path
+    command: Command, capfd: pytest.CaptureFixture[str], finished: Path, typed: tuple[str, ...]
 ) -> None:
     file = finished / "predictions.csv"
     with file.open() as stream:
@@ -327,8 +336,22 @@ def test_a_film_that_is_not_the_one_that_was_called_is_told(
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
         writer.writerows(row | {"probability": float(row["probability"]) / 2} for row in rows)
-    command("explain", f"run={finished}", "attribution=gradcam", "count=2", "select=tp", "threshold=0")
+    command(*typed, f"run={finished}", "count=2", "select=tp", "threshold=0")
     assert "2 of 2 films have another probability than in predictions.csv" in capfd.readouterr().out
+
+
+def test_a_run_that_takes_nothing_is_explained_elsewhere(
+    command: Command, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    real, before = os.access, sorted(file.name for file in (finished / "tensorboard").iterdir())
+    monkeypatch.setattr(os, "access", lambda place, mode: "tensorboard" not in str(place) and real(place, mode))
+    typed = (f"run={finished}", f"output={tmp_path}/elsewhere", "threshold=0", "count=2")
+    command("explain", *typed, "attribution=saliency", "activations=true")
+    assert {file.name for file in (tmp_path / "elsewhere").rglob("*.png")} == {"tp.png", "fp.png", "activations.png"}
+    told = capsys.readouterr()
+    assert (told.out + told.err).count("is not shown in TensorBoard") == 3
+    assert sorted(file.name for file in (finished / "tensorboard").iterdir()) == before
 
 
 def test_films_are_found_and_checked_without_torch(run: Path) -> None:

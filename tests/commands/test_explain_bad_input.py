@@ -64,6 +64,8 @@ def refused(command: Command, capsys: pytest.CaptureFixture[str], name: str, *ar
         (("run=RUN", "attribution=occlusion", "attribution.window=40"), "window=40: expected at most the side"),
         (("run=RUN", "activations=only", "channel=9999"), "has only 32 channels"),
         (("run=RUN", "activations=only", "layers=[conv]"), "choose from input, features.0"),
+        (("run=RUN", "activations=true", "layers=[conv]"), "activations: No layer conv"),
+        (("-m", "run=RUN", "seed=0,1"), "RUN/explanations: two runs of -m would write it"),
         (("run=RUN", "attribution=gradcam", "output=RUN/run.json/there"), "is not a writable folder"),
     ],
     ids=lambda value: "_".join(value).replace("/", "-") if isinstance(value, tuple) else "",
@@ -72,7 +74,7 @@ def test_explain_says_what_is_wrong(
     command: Command, capsys: pytest.CaptureFixture[str], finished: Path, typed: tuple[str, ...], message: str
 ) -> None:
     arguments = [argument.replace("RUN", str(finished)) for argument in typed]
-    assert message in refused(command, capsys, "explain", *arguments)
+    assert message.replace("RUN", str(finished)) in refused(command, capsys, "explain", *arguments)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +89,7 @@ def test_explain_says_what_is_wrong(
         (("run=RUN", "methods=[occlusion]", "attributions.occlusion.window=40"), "window=40: expected at most"),
         (("run=RUN", "resamples=1"), "resamples=1: expected a number >= 100"),
         (("run=RUN", "views=two"), "views=two: expected one of all, one"),
+        (("-m", "run=RUN", "threshold=0", "seed=0,1"), "scoreboard.csv: two runs of -m would write it"),
     ],
     ids=lambda value: "_".join(value).replace("/", "-") if isinstance(value, tuple) else "",
 )

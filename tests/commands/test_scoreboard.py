@@ -138,6 +138,14 @@ def test_a_bench_of_all_views_has_its_film_its_mask_and_a_net_that_learnt_nothin
     assert bench.images.shape == (2, 3, 32, 32) and bench.net is classifier.net
 
 
+def test_a_map_without_ranks_leaves_the_agreement_of_the_others() -> None:
+    from pneumonia.workflows.scoreboard import mean_of_defined
+
+    table = np.array([[0.2, np.nan], [0.4, 0.6], [np.nan, np.nan]])
+    np.testing.assert_allclose(mean_of_defined(table, axis=1), [0.2, 0.5, np.nan])
+    np.testing.assert_allclose(mean_of_defined(table, axis=0), [0.3, 0.6])
+
+
 def test_ranks_by_hand() -> None:
     from pneumonia.workflows.scoreboard import measures_of, ranks
 

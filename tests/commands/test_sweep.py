@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pneumonia.workflows.sweep import write_leaderboard
+from pneumonia.workflows.sweep import jobs_of, report, write_leaderboard
 
 Command = Callable[..., None]
 SMALL = ("trainer=cpu", "data.image_size=32", "data.batch_size=16", "epochs=2")
@@ -67,6 +67,21 @@ def test_the_best_job_comes_first_and_one_without_a_value_last(
         (tmp_path / name / "run.json").write_text(json.dumps(told))
     write_leaderboard(tmp_path)
     assert [row["job"] for row in table(tmp_path)] == [*order, "failed"]
+
+
+def test_jobs_of_two_objectives_are_ranked_each_among_their_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    made = (("a", "val/loss", 0.1), ("b", "val/auroc", 0.8), ("c", "val/auroc", 0.9), ("d", "val/loss", 0.4))
+    for name, objective, value in made:
+        (tmp_path / name / ".hydra").mkdir(parents=True)
+        (tmp_path / name / ".hydra" / "overrides.yaml").write_text("[]")
+        told = {"status": "failed", "objective": {"name": objective, "value": value}}
+        (tmp_path / name / "run.json").write_text(json.dumps(told))
+    report(tmp_path, jobs_of(tmp_path))
+    assert [row["job"] for row in table(tmp_path)] == ["c", "b", "a", "d"]
+    assert "jobs of val/auroc and val/loss are ranked each among their own" in caplog.text
 
 
 def test_settings_that_do_not_go_together_end_no_other_job(command: Command, phantoms: Path, tmp_path: Path) -> None:

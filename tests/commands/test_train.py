@@ -2,6 +2,7 @@
 
 import csv
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -302,3 +303,26 @@ def test_an_interrupted_run_says_so_and_keeps_its_last_epoch(
     assert record["status"] == "interrupted"
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
     assert "last.ckpt holds the last whole epoch" in capsys.readouterr().out
+
+
+def test_a_repository_around_a_virtual_environment_is_not_the_code_s_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pneumonia.workflows import record
+
+    def git(*typed: str) -> None:
+        told = ("-c", "user.name=a", "-c", "user.email=a@b", *typed)
+        subprocess.run(["git", "-C", str(tmp_path), *told], check=True, capture_output=True)
+
+    file = tmp_path / ".venv" / "record.py"
+    file.parent.mkdir()
+    file.touch()
+    (tmp_path / ".gitignore").write_text(".venv\n")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "one")
+    monkeypatch.setattr(record, "__file__", str(file))
+    assert record.git_commit() is None
+    git("add", "-f", ".venv/record.py")
+    git("commit", "-m", "two")
+    assert len(record.git_commit() or "") == 40
