@@ -206,6 +206,8 @@ def test_one_run_that_chooses_is_a_list_too(
         ("run", "run is the judged run or listed twice"),
         ("other,other", "other is the judged run or listed twice"),
         ("leaked", "leaked validates on test films of"),
+        ("unseen:leaked", "leaked validates on test films of"),
+        ("unlisted:leaked", "leaked validates on test films of"),
         ("called", "was written by predict"),
         ("larger", "larger is a cnn at 64 px, "),
     ],
@@ -222,6 +224,11 @@ def test_runs_that_cannot_choose_are_refused(
     called = make_run(tmp_path / "called", rows_of(2, films_seed=2))
     rows = [row | {"threshold": 0.4} for row in rows_of(2, films_seed=2)]
     write_table(called / "predictions.csv", rows, (*COLUMNS, "threshold"))
+    how, _, typed = typed.rpartition(":")
+    if how == "unseen":  # trained with test=false
+        write_table(run / "predictions.csv", [row for row in rows_of() if row["split"] == "val"], COLUMNS)
+    elif how == "unlisted":
+        (run / "manifest.csv").unlink()
     with pytest.raises(SystemExit):
         command("evaluate", f"run={run}", QUICK, f"operating_point.runs=[{typed}]", "stress=true")  # told before it
     assert told in capsys.readouterr().err and not (run / "evidence.json").exists()

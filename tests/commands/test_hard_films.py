@@ -116,6 +116,16 @@ def test_runs_that_were_shown_what_judges_here_are_refused(tmp_path: Path, split
         mistaken(sweep, known + [r for r in records if r.patient != records[0].patient])
 
 
+def test_films_that_a_net_was_validated_on_were_shown_to_it_too(tmp_path: Path) -> None:
+    sweep, records = made(tmp_path)
+    manifest, patient = sweep / "1" / "manifest.csv", records[0].patient
+    rows = [row for row in csv.DictReader(manifest.open()) if row["patient"] != patient]  # run 0 alone knows it
+    write_table(manifest, rows, FIELDS)
+    judges = [replace(r, split="val") if r.patient == patient else r for r in records]
+    with pytest.raises(UserError, match=r"halves/0 was shown .* or its patient, one of 2 that judge here"):
+        mistaken(sweep, judges)
+
+
 def test_what_stands_on_both_sides_here_anyway_is_no_reason_to_refuse(tmp_path: Path) -> None:
     sweep, records = made(tmp_path)
     twice = replace(records[0], path="val/twice.png", split="val")

@@ -238,6 +238,15 @@ def test_a_probability_that_is_none_is_the_models_fault() -> None:
             called([Film(Path("a.png"), "a.png")], np.array([logit]), Recipe(32, "squash", 1, 0, 0.5, []))
 
 
+def test_a_film_on_the_threshold_is_called() -> None:
+    from pneumonia.workflows.inference import Recipe, called
+    from pneumonia.workflows.targets import Film
+
+    films = [Film(Path("a.png"), "a.png"), Film(Path("b.png"), "b.png")]
+    rows = called(films, np.array([0.0, -1e-4]), Recipe(32, "squash", 1, 0, 0.5, []))
+    assert [row["call"] for row in rows] == ["PNEUMONIA", "NORMAL"]
+
+
 def test_a_batch_is_as_large_as_is_typed(
     command: Command, run: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

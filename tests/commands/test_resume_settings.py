@@ -173,6 +173,10 @@ def test_what_cannot_be_resumed_is_refused(
     film.rename(film.with_name("IM-9999-0001.png"))
     assert "the films are not those of the run" in refused(f"resume={folder}")
     film.with_name("IM-9999-0001.png").rename(film)
+    content, other = film.read_bytes(), next((films_copy / "train" / "PNEUMONIA").iterdir())
+    film.write_bytes(other.read_bytes() + b" ")  # other pixels under the same name
+    assert "the films are not those of the run" in refused(f"resume={folder}")
+    film.write_bytes(content)
     kept = (folder / ".hydra" / "config.yaml").read_bytes()
     for damaged in (b"a: [", b"", b"\xff"):
         (folder / ".hydra" / "config.yaml").write_bytes(damaged)

@@ -154,15 +154,18 @@ def test_the_operating_point_can_be_chosen_under_stress(run: Path, command: Comm
     assert plain["corruptions"] == 0 and plain["threshold"] != point["threshold"]
 
 
-@pytest.mark.parametrize("how", ["none", "other", "cut", "words"])
+@pytest.mark.parametrize("how", ["none", "other", "near", "cut", "words"])
 def test_stress_that_is_not_of_these_predictions_chooses_nothing(
     run: Path, command: Command, tmp_path: Path, capsys: Any, how: str
 ) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     paths = sorted(r["path"] for r in csv.DictReader((copy / "predictions.csv").open()) if r["split"] == "val")
     if how != "none":
-        value = {"other": "0.987654", "cut": "", "words": "high"}[how]
-        lines = ["path,as_is,gamma_darker", *(f"{path},{value},0.5" for path in paths)]
+        told = {r["path"]: float(r["probability"]) for r in csv.DictReader((copy / "predictions.csv").open())}
+        value = {"other": "0.987654", "near": None, "cut": "", "words": "high"}[how]
+        own = {path: abs(told[path] - 0.02) for path in paths}
+        shown = [own[path] if value is None else value for path in paths]
+        lines = ["path,as_is,gamma_darker", *(f"{path},{as_is},0.5" for path, as_is in zip(paths, shown, strict=True))]
         (copy / "stress.csv").write_text("\n".join(lines[: -1 if how == "cut" else None]) + "\n")
     with pytest.raises(SystemExit) as ending:
         command("evaluate", f"run={copy}", "operating_point.stressed=true", "resamples=200")

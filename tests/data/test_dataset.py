@@ -90,6 +90,16 @@ def test_a_film_that_is_drawn_again_is_augmented_anew(phantoms: Path, world: int
     assert np.array_equal(pixels[0, 0].numpy(), once)
 
 
+def test_an_epoch_of_one_seed_is_none_of_anothers() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        sampler = EpochSampler(50, seed, True)
+        sampler.set_epoch(epoch)
+        return [index for _, index, _ in sampler]
+
+    drawn = [order(seed, epoch) for seed in range(3) for epoch in range(3)]
+    assert all(sorted(one) == list(range(50)) for one in drawn) and len({tuple(one) for one in drawn}) == 9
+
+
 def test_what_is_not_drawn_again_is_augmented_from_seed_epoch_and_index_alone() -> None:
     augmentation = Augmentation(steps("strong"), 64)
     augmentation.reseed(3, 1, 5, 0)

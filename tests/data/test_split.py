@@ -41,6 +41,19 @@ def test_the_share_of_each_class_is_kept_to_within_a_patient(fraction: float) ->
         assert abs(counts["val"][name] - fraction * total) <= 5
 
 
+@pytest.mark.parametrize(("fraction", "each", "held"), [(0.1, 4, 1), (0.95, 4, 3), (0.2, 13, 3), (0.2, 12, 2)])
+def test_each_class_gives_its_share_rounded_and_never_all_or_none(fraction: float, each: int, held: int) -> None:
+    records = [Record(f"train/{k}-{y}.png", y, f"{y}-{k}", split="train") for y in (0, 1) for k in range(each)]
+    counts = class_counts(split_by_patient(records, fraction, seed=0))
+    assert counts["val"] == {"NORMAL": held, "PNEUMONIA": held}
+
+
+def test_a_split_that_is_given_has_both_classes_on_both_sides() -> None:
+    given = [Record(f"{s}/{y}.png", y, f"{s}{y}", split=s) for s, y in (("train", 0), ("train", 1), ("val", 1))]
+    with pytest.raises(UserError, match="val split has no NORMAL"):
+        split_by_patient(given, 0.2, 0)
+
+
 def test_the_split_depends_on_the_seed_and_not_on_the_order_of_the_folder() -> None:
     records = films()
 

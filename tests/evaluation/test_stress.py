@@ -67,6 +67,40 @@ def test_each_corruption_does_what_its_name_says(films):
     assert (shown["zoom_out"] == 0).mean() == pytest.approx(1 - 0.85**2, abs=0.02)
 
 
+def test_severities_are_those_that_are_told():
+    """Figures under stress compare runs of different days: what they are made by must not drift."""
+    flat = np.full((1, 96, 80), 128, np.uint8)
+    grey = {name: int(corrupted(flat, name)[0, 48, 40]) for name in ("gamma_lighter", "gamma_darker")}
+    assert grey == {"gamma_lighter": round(255 * (128 / 255) ** 0.6), "gamma_darker": round(255 * (128 / 255) ** 1.7)}
+    for name, sigma in (("noise_mild", 8), ("noise_strong", 20)):
+        assert (corrupted(flat, name).astype(float) - 128).std() == pytest.approx(sigma, rel=0.03)
+    halves = np.where(np.arange(80) < 40, 90, 110).astype(np.uint8)[None, None].repeat(96, 1)
+    for name, factor in (("contrast_low", 0.6), ("contrast_high", 1.5)):
+        assert np.unique(corrupted(halves, name)).tolist() == [100 - 10 * factor, 100 + 10 * factor]
+    line = np.zeros((1, 200, 200), np.uint8)
+    line[:, 99:101] = 255
+    for name, degrees in (("rotation_mild", 5), ("rotation_strong", 12)):
+        row, column = np.nonzero(corrupted(line, name)[0] > 127)
+        assert abs(np.degrees(np.arctan(np.polyfit(column, row, 1)[0]))) == pytest.approx(degrees, abs=0.2)
+
+
+def test_blur_is_a_share_of_the_height_and_keeps_an_even_film():
+    spread = []
+    for side in (100, 200):
+        dot = np.zeros((1, side, side), np.uint8)
+        dot[:, side // 2 - 10 : side // 2 + 10] = 255
+        profile = np.diff(corrupted(dot, "blur_strong")[0, : side // 2, 0].astype(float))
+        place = np.arange(profile.size)
+        spread.append(np.sqrt(np.average((place - np.average(place, weights=profile)) ** 2, weights=profile)))
+    assert spread[0] == pytest.approx(1.2, rel=0.1) and spread[1] == pytest.approx(2.4, rel=0.1)
+    assert (corrupted(np.full((1, 64, 64), 200, np.uint8), "blur_strong") == 200).all()
+
+
+def test_downsampling_means_what_it_leaves_out():
+    board = (255 * (np.indices((64, 64)).sum(0) % 2)).astype(np.uint8)[None]
+    assert np.abs(corrupted(board, "downsampling_mild").astype(int) - 127.5).max() <= 1
+
+
 def test_aspect_enlarges_one_side_and_leaves_the_other(label):
     ramps = np.broadcast_to(np.arange(0, 240, 3, np.uint8), (60, 80, 80))  # grey grows by 3 a column
     wide, tall = corrupted(ramps, "aspect_wide"), corrupted(ramps.transpose(0, 2, 1), "aspect_tall")

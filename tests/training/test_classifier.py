@@ -87,7 +87,8 @@ def test_the_loss_is_smoothed_and_weighted_cross_entropy() -> None:
 
 
 def test_validation_metrics_equal_sklearns_whatever_the_batches(tmp_path: Path) -> None:
-    model = classifier()
+    """What training does to the loss, weights of a class and soft labels, is none of validation's."""
+    model = classifier(positive_weight=0.3, label_smoothing=0.1)
     films = batches(61, 9)
     model.eval()
     with torch.no_grad():
@@ -137,10 +138,19 @@ def test_an_optimizer_need_not_know_of_fused(name: str) -> None:
 
 
 def test_adams_decay_of_2e_3_is_the_gradient_of_kerass_l2_of_1e_3() -> None:
-    weight = torch.tensor([0.5, -2.0], requires_grad=True)
-    (1e-3 * weight.square().sum()).backward()
-    assert weight.grad is not None
-    torch.testing.assert_close(weight.grad, 2e-3 * weight.detach())
+    """One step of two nets: by the decay, and by the penalty in the loss."""
+    means = []
+    for decay, l2 in ((2e-3, 0.0), (0.0, 1e-3)):
+        model = classifier(optimizer=ADAM | {"weight_decay": decay})
+        hidden = parameter_groups(model.net, 1.0)[0]["params"]
+        optimizer = model.build_optimizer()
+        loss = model(next(iter(batches()))["image"]).mean() + l2 * sum(kernel.square().sum() for kernel in hidden)
+        loss.backward()
+        optimizer.step()
+        means.append([optimizer.state[parameter]["exp_avg"] for parameter in model.net.parameters()])
+    for one, other in zip(*means, strict=True):
+        torch.testing.assert_close(one, other)
+    assert max(float(mean.abs().max()) for mean in means[0]) > 1e-4
 
 
 def test_a_checkpoint_loads_with_weights_only_and_gives_the_same_logits(tmp_path: Path) -> None:
@@ -155,6 +165,24 @@ def test_a_checkpoint_loads_with_weights_only_and_gives_the_same_logits(tmp_path
     image = next(iter(batches()))["image"]
     assert torch.isfinite(loaded(image)).all()
     loaded.load_state_dict(checkpoint["state_dict"])  # strict: no tensor is missing
+
+
+def test_a_loss_is_best_where_it_is_lowest_and_of_equal_epochs_the_first() -> None:
+    rows: list[dict[str, float | None]] = [
+        {"epoch": epoch, "val/loss": loss, "val/auroc": auroc}
+        for epoch, loss, auroc in ((0, 0.4, 0.8), (1, 0.2, 0.9), (2, 0.2, 0.9), (3, 0.3, None))
+    ]
+    assert kept_row(rows, "val/loss") is kept_row(rows, "val/auroc") is rows[1]
+
+
+def test_the_weights_of_the_lowest_loss_are_kept_and_a_rising_one_stops(tmp_path: Path) -> None:
+    """What is learnt makes the loss rise on films of the other class."""
+    denied = DataLoader([row | {"target": 1 - row["target"]} for row in batches().dataset], 8)  # type: ignore[arg-type]
+    losses, saver = Losses(), best_checkpoint(tmp_path, "val/loss")
+    trainer(tmp_path, losses, saver, StopEarly("val/loss", 2), epochs=9).fit(classifier(), batches(), denied)
+    best = int(np.argmin(losses.seen))
+    assert len(losses.seen) == best + 3 < 9 and losses.seen[best] < losses.seen[-1]
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"] == best
 
 
 def test_the_last_epoch_is_kept_where_no_choice_is_asked_for(tmp_path: Path) -> None:
@@ -520,6 +548,17 @@ COMPACT = {
     "_target_": "pneumonia.models.compact.compact", "stem": 4, "widths": [4], "blocks": [1], "dropout": 0.0,
     "image_size": 16,
 }  # fmt: skip
+
+
+class Losses(Callback):
+    """The validation loss of each epoch."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        if not trainer.sanity_checking:
+            self.seen.append(float(trainer.callback_metrics["val/loss"]))
 
 
 class Weights(Callback):
