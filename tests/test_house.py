@@ -5,9 +5,11 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from pneumonia.config import CONF, choices, compose, first_comment, groups, help_text, single_runs
 from pneumonia.entry import MALLOC
@@ -121,3 +123,13 @@ def test_the_requirements_are_hashed_and_name_no_host() -> None:
     pins = [line for line in text.splitlines() if "==" in line and not line.lstrip().startswith("#")]
     assert len(pins) > 80 and text.count("--hash=sha256:") >= len(pins)
     assert "://" not in text and "--index" not in text and "--find" not in text
+
+
+def test_the_requirements_are_of_the_versions_that_are_asked_for() -> None:
+    """The image installs without asking for dependencies again."""
+    text = (ROOT / "docker" / "requirements.txt").read_text()
+    pinned = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for wanted in map(Requirement, [*project["dependencies"], *extras["optuna"], *extras["joblib"]]):
+        assert wanted.specifier.contains(pinned[wanted.name]), wanted
