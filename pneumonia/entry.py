@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -212,14 +212,7 @@ def prepare_arguments(
     overrides = [argument for argument in arguments if not argument.startswith("-")]
     check_extras(overrides)
     check_sweep(overrides, multirun)
-    config = None
-    for single in single_runs(overrides) if multirun else [overrides]:
-        config = compose(name, single)
-        check_open_sets(name, single, config)
-        settings = typed(name, config)
-        if check is not None:
-            check(settings)
-    assert config is not None
+    config = checked(name, single_runs(overrides) if multirun else [overrides], check)
     resumed = any(override.startswith("resume=") for override in overrides)
     theirs: frozenset[str] = frozenset()
     if not multirun and config.hydra.output_subdir is None and not resumed:  # a command that leaves no run folder
@@ -244,6 +237,19 @@ def prepare_arguments(
         theirs = frozenset({".", *(entry.name for entry in folder.iterdir())})
     folder = claimed_folder(folder, named)
     return arguments if named else [*arguments, f"hydra.run.dir={quoted(folder)}"], theirs
+
+
+def checked(name: str, runs: Iterable[list[str]], check: Callable[[Any], None] | None) -> DictConfig:
+    """The settings of the last of `runs` (there is one at least), when all of them were checked. Raises UserError."""
+    config = None
+    for overrides in runs:
+        config = compose(name, overrides)
+        check_open_sets(name, overrides, config)
+        settings = typed(name, config)
+        if check is not None:
+            check(settings)
+    assert config is not None
+    return config
 
 
 def check_extras(overrides: Sequence[str]) -> None:
