@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from pneumonia.settings import UserError
+from pneumonia.errors import UserError
 
 ALLOWED = (
     "pneumonia.models.",

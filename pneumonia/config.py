@@ -13,12 +13,14 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 
-from pneumonia.settings import UserError, nearest, usable_cores
+from pneumonia.errors import UserError, nearest
+from pneumonia.launch import usable_cores
+from pneumonia.settings import lower_is_better
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
 OmegaConf.register_new_resolver("short_hash", lambda text: hashlib.sha256(str(text).encode()).hexdigest()[:10])
-OmegaConf.register_new_resolver("direction_of", lambda name: "minimize" if name.endswith("loss") else "maximize")
+OmegaConf.register_new_resolver("direction_of", lambda name: "minimize" if lower_is_better(name) else "maximize")
 OmegaConf.register_new_resolver("trials_at_once", lambda jobs: usable_cores() if jobs < 0 else jobs)  # -1: every core
 SWEPT = {  # an example of a sweep, for commands whose jobs write to different places
     "train": "seed=1,2,3", "prepare": "data.image_size=64,112", "evaluate": "run=outputs/a,outputs/b",

@@ -30,7 +30,8 @@ from pneumonia.config import (
     single_runs,
     typed,
 )
-from pneumonia.settings import UserError, launched, nearest
+from pneumonia.errors import UserError, nearest
+from pneumonia.launch import launched
 
 log = logging.getLogger(__name__)
 

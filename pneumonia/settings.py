@@ -3,83 +3,20 @@
 Each field is documented in the YAML file that gives its default. This module imports nothing heavy.
 """
 
-import difflib
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from pneumonia.errors import UserError, in_range, not_empty, one_of
+
 CACHE = "${oc.env:PNEUMONIA_CACHE,${oc.env:XDG_CACHE_HOME,${oc.env:HOME,.}/.cache}/pneumonia}"
-
-
-class UserError(Exception):
-    """A mistake the user can mend: names the value, what was expected, and what to type instead."""
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@dataclass(frozen=True)
-class Launch:
-    """Which process this is of the `world` that torchrun or srun started together, `local` of them on this machine."""
-
-    rank: int = 0
-    world: int = 1
-    local: int = 1
-    by: str = ""
-
-
-def launched() -> Launch:
-    """From the variables that torchrun and srun set; a process that was started alone is 0 of 1. Raises UserError."""
-    env = os.environ
-    if "LOCAL_WORLD_SIZE" in env and "RANK" in env:
-        return Launch(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env["LOCAL_WORLD_SIZE"]), "torchrun")
-    if int(env.get("SLURM_NTASKS", 1)) < 2 or "SLURM_PROCID" not in env:
-        return Launch()
-    if not env.get("SLURM_NTASKS_PER_NODE", "").isdigit():
-        raise UserError(
-            f"SLURM_NTASKS={env['SLURM_NTASKS']} without SLURM_NTASKS_PER_NODE: ask for --nodes and --ntasks-per-node."
-        )
-    return Launch(int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env["SLURM_NTASKS_PER_NODE"]), "srun")
-
-
-def one_of(key: str, value: str, choices: Sequence[str]) -> None:
-    """Raise UserError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise UserError(f"{key}={value}: expected one of {', '.join(choices)}{nearest(value, choices)}")
 
 
 def named_standardize(value: str | bool) -> str:
     """The name of a way to standardise; the first runs and checkpoints told it as true or false."""
     return ("none", "centre")[value] if isinstance(value, bool) else value
-
-
-def in_range(key: str, value: float | None, low: float, high: float = float("inf"), *, open_low: bool = False) -> None:
-    """Raise UserError unless low <= value <= high (low < value with `open_low`); None is left alone."""
-    if value is None:
-        return
-    if not (low <= value <= high) or (open_low and value == low):
-        sign = ">" if open_low else ">="
-        upper = "" if high == float("inf") else f" and <= {high:.10g}"
-        raise UserError(f"{key}={value}: expected a number {sign} {low:.10g}{upper}.")
-
-
-def nearest(word: str, choices: Sequence[str]) -> str:
-    """`; did you mean X?`, or nothing when no choice is close."""
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def not_empty(config: Any, *names: str, section: str = "") -> None:
-    """Raise UserError for a path that is typed as nothing, as by a shell's variable that isn't set."""
-    for name in names:
-        if getattr(config, name) == "":
-            raise UserError(f"{section}{name}= is empty: expected a path, or leave {section}{name} out.")
 
 
 @dataclass(unsafe_hash=True)
@@ -164,6 +101,11 @@ class TrainerConfig:
 
 
 OBJECTIVES = ("val/accuracy", "val/auroc", "val/loss", "val/average_precision", "val/sensitivity", "val/specificity")
+
+
+def lower_is_better(objective: str) -> bool:
+    """Whether the best value of an objective is the lowest one, as of a loss."""
+    return objective.endswith("loss")
 
 
 @dataclass

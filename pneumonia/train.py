@@ -1,7 +1,8 @@
 """python -m pneumonia.train: train, test and monitor one model."""
 
 from pneumonia.entry import run_command
-from pneumonia.settings import TrainConfig, UserError
+from pneumonia.errors import UserError
+from pneumonia.settings import TrainConfig
 
 
 def check(config: TrainConfig) -> None:

@@ -27,7 +27,8 @@ from tqdm import tqdm
 
 from pneumonia.data.decode import BadFilm, Decoded, decode, read_film
 from pneumonia.data.records import Record
-from pneumonia.settings import UserError, usable_cores
+from pneumonia.errors import UserError
+from pneumonia.launch import usable_cores
 
 FORMAT = 3
 MARGIN = 64 << 20  # bytes left free for everything else

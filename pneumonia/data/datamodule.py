@@ -18,7 +18,8 @@ from pneumonia.data.marks import marks_of, squashed
 from pneumonia.data.records import Record
 from pneumonia.data.split import check_enough, groups_of
 from pneumonia.data.transforms import Augmentation
-from pneumonia.settings import UserError, usable_cores
+from pneumonia.errors import UserError
+from pneumonia.launch import usable_cores
 
 MOST = 4.0  # how many times more a normal film is drawn that others are sure is pneumonia; the only one tried
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pneumonia.settings import UserError
+from pneumonia.errors import UserError
 
 HANDLE = "paultimothymooney/chest-xray-pneumonia/versions/2"  # without a version kagglehub asks online even when cached
 WAYS_OUT = "Bring the films yourself and set data.root=/path/to/chest_xray, or try data=synthetic, which needs none."

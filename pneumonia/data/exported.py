@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from pneumonia.data.decode import RESIZE
-from pneumonia.settings import UserError
+from pneumonia.errors import UserError
 
 KEY = "pneumonia"
 EXPORTED = ".safetensors"

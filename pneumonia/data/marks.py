@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from pneumonia.data.decode import read_film
 from pneumonia.data.records import CLASSES, Record
 from pneumonia.data.split import groups_of
-from pneumonia.settings import usable_cores
+from pneumonia.launch import usable_cores
 
 Film = NDArray[np.uint8]  # [SIDE, SIDE]
 Floats = NDArray[np.float32]

@@ -14,7 +14,7 @@ import numpy as np
 
 from pneumonia.data.counterexamples import FOLDS, Films, misjudged
 from pneumonia.data.records import CLASSES, SPLITS, Record
-from pneumonia.settings import UserError
+from pneumonia.errors import UserError
 
 Read = Callable[[Sequence[Record]], Films]
 

@@ -20,7 +20,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network at
 import albumentations
 
 from pneumonia.build import build
-from pneumonia.settings import UserError
+from pneumonia.errors import UserError
 
 DRAWS = 16  # that each pipeline is asked for at the start: a step of p=0.5 is in all but one of 65,536 such trials
 

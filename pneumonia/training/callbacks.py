@@ -18,10 +18,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from pneumonia.errors import UserError
 from pneumonia.evaluation.metrics import confusion
 from pneumonia.models.vgg import VGG
 from pneumonia.report.figures import confusion_matrix, last_validated
-from pneumonia.settings import UserError
+from pneumonia.settings import lower_is_better
 from pneumonia.training.classifier import Classifier
 
 log = logging.getLogger(__name__)
@@ -252,7 +253,7 @@ def kept_row(
     if keep == "last":
         return last_validated(history)
     rows = [row for row in history if row[objective] is not None]
-    sign = 1 if mode_of(objective) == "min" else -1
+    sign = 1 if lower_is_better(objective) else -1
     return min(rows, key=lambda row: sign * float(row[objective] or 0), default=None)
 
 
@@ -372,5 +373,5 @@ def last_checkpoint(folder: Path) -> ModelCheckpoint:
 
 
 def mode_of(objective: str) -> str:
-    """min for a loss, max for the rest."""
-    return "min" if objective.endswith("loss") else "max"
+    """What Lightning's callbacks call the direction in which an objective is better."""
+    return "min" if lower_is_better(objective) else "max"

@@ -10,7 +10,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from pneumonia.data.exported import EXPORTED
-from pneumonia.settings import UserError
+from pneumonia.errors import UserError
 from pneumonia.training.classifier import Classifier
 from pneumonia.training.export import read_exported
 

@@ -19,12 +19,13 @@ from typing import Any
 
 from sklearn.metrics import roc_curve
 
+from pneumonia.errors import UserError, one_of
 from pneumonia.evaluation.comparison import Entry, Run, check_comparable, leaderboard
 from pneumonia.evaluation.ensemble import spread
 from pneumonia.evaluation.metrics import METRICS
 from pneumonia.evaluation.operating_point import choose_pooled
 from pneumonia.report.pages import comparison_html
-from pneumonia.settings import CompareConfig, UserError, named_standardize, one_of
+from pneumonia.settings import CompareConfig, named_standardize
 from pneumonia.workflows.record import write_all
 from pneumonia.workflows.resume import composed_settings, flat
 from pneumonia.workflows.sources import Source, jobs_of, read_run

@@ -12,7 +12,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from pneumonia.config import quoted
-from pneumonia.settings import UserError, launched
+from pneumonia.errors import UserError
+from pneumonia.launch import launched
 from pneumonia.workflows.processes import end_children, ignore_further_signals
 from pneumonia.workflows.record import RunRecord
 

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pneumonia.errors import UserError
 from pneumonia.evaluation.checks import Interval
 from pneumonia.report.pages import model_card, report_html, report_markdown
 from pneumonia.report.verdict import verdict
-from pneumonia.settings import NEED_NET, EvaluateConfig, OperatingPointConfig, UserError
+from pneumonia.settings import NEED_NET, EvaluateConfig, OperatingPointConfig
 from pneumonia.workflows.locking import lock
 from pneumonia.workflows.provenance import page_of, repeat_of
 from pneumonia.workflows.record import read_json, write_all

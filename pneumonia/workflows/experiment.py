@@ -16,8 +16,10 @@ from pneumonia.config import quoted
 from pneumonia.data.datamodule import FilmDataModule
 from pneumonia.data.records import CLASSES, write_manifest
 from pneumonia.data.split import class_counts
+from pneumonia.errors import UserError
+from pneumonia.launch import launched
 from pneumonia.models.vgg import VGG
-from pneumonia.settings import TrainConfig, UserError, launched
+from pneumonia.settings import TrainConfig
 from pneumonia.training.alignment import FILMS
 from pneumonia.training.callbacks import kept_row
 from pneumonia.training.checkpoint import load_classifier

@@ -28,9 +28,10 @@ from pneumonia.attribution.contract import Method
 from pneumonia.attribution.superpixel import Explanation, Lime
 from pneumonia.build import build
 from pneumonia.data.records import CLASSES
+from pneumonia.errors import UserError
 from pneumonia.report import overlays
 from pneumonia.report.figures import save
-from pneumonia.settings import OUTCOMES, ExplainConfig, UserError
+from pneumonia.settings import OUTCOMES, ExplainConfig
 from pneumonia.training.averaged import Averaged
 from pneumonia.training.checkpoint import load_classifier
 from pneumonia.training.classifier import Classifier

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from pneumonia.settings import UserError
+from pneumonia.errors import UserError
 from pneumonia.training.checkpoint import read_checkpoint
 from pneumonia.training.export import write_exported
 from pneumonia.workflows.sources import Source

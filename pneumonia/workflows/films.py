@@ -23,7 +23,8 @@ from pneumonia.data.records import (
 )
 from pneumonia.data.split import class_counts, split_by_patient
 from pneumonia.data.synthetic import FORMAT, draw_films
-from pneumonia.settings import DataConfig, PrepareConfig, TrainConfig, UserError
+from pneumonia.errors import UserError
+from pneumonia.settings import DataConfig, PrepareConfig, TrainConfig
 from pneumonia.workflows.record import home_of
 
 log = logging.getLogger(__name__)

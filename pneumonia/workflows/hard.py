@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from pneumonia.data.records import Record
+from pneumonia.errors import UserError
 from pneumonia.evaluation.calibration import calibrate, fit_platt
 from pneumonia.evaluation.checks import Floats
-from pneumonia.settings import TrainConfig, UserError
+from pneumonia.settings import TrainConfig
 from pneumonia.workflows.films import films_of
 from pneumonia.workflows.record import written
 from pneumonia.workflows.resume import settings_of

@@ -17,7 +17,9 @@ import numpy as np
 
 from pneumonia.data.decode import BadFilm, read_film
 from pneumonia.data.exported import EXPORTED, read_told
-from pneumonia.settings import PredictConfig, UserError, usable_cores
+from pneumonia.errors import UserError
+from pneumonia.launch import usable_cores
+from pneumonia.settings import PredictConfig
 from pneumonia.training.checkpoint import load_to_predict
 from pneumonia.workflows.predictions import COLUMNS, sigmoid, write_predictions
 from pneumonia.workflows.shortcuts import logits

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pneumonia.data.records import Record, fingerprint_films
-from pneumonia.settings import UserError
+from pneumonia.errors import UserError
 from pneumonia.training.checkpoint import load_to_predict
 from pneumonia.workflows.predictions import row, summarize, write_predictions
 from pneumonia.workflows.record import read_json, write_json

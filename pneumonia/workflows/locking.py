@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from scipy.special import logit
 
+from pneumonia.errors import UserError
 from pneumonia.evaluation.calibration import calibrate, fit_platt, fit_temperature
 from pneumonia.evaluation.checks import Floats, Ints
 from pneumonia.evaluation.operating_point import choose_pooled
-from pneumonia.settings import OperatingPointConfig, UserError
+from pneumonia.settings import OperatingPointConfig
 from pneumonia.workflows.sources import Source, read_predictions, read_run, to_logit
 from pneumonia.workflows.stressed import needed_stress, same_stress
 

@@ -16,7 +16,9 @@ from types import FrameType
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from pneumonia.settings import TrainConfig, UserError, launched
+from pneumonia.errors import UserError
+from pneumonia.launch import launched
+from pneumonia.settings import TrainConfig
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from pneumonia.config import quoted
 from pneumonia.data.decode import BadFilm, read_film
 from pneumonia.data.marks import CORNERS, WINDOW
 from pneumonia.data.marks import SIDE as MARK_SIDE
+from pneumonia.errors import UserError
 from pneumonia.report.evidence_figures import inline_film, inline_framed, inline_sheet
 from pneumonia.report.figures import Film
-from pneumonia.settings import UserError
 from pneumonia.workflows.audit import SHOWN
 from pneumonia.workflows.record import read_json
 from pneumonia.workflows.resume import OWN, key_of, started_with

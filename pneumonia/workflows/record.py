@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from pneumonia.settings import usable_cores
+from pneumonia.launch import usable_cores
 
 PACKAGES = (
     "torch",

@@ -14,7 +14,9 @@ from yaml import YAMLError
 
 from pneumonia.config import compose, quoted
 from pneumonia.data.records import Record
-from pneumonia.settings import TrainConfig, UserError, launched, named_standardize
+from pneumonia.errors import UserError
+from pneumonia.launch import launched
+from pneumonia.settings import TrainConfig, named_standardize
 from pneumonia.workflows.record import read_json, written
 
 log = logging.getLogger(__name__)

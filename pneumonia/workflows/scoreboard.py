@@ -29,10 +29,11 @@ from pneumonia.attribution.contract import Method
 from pneumonia.attribution.faithfulness import deletion_auc, infidelity, insertion_auc, max_sensitivity
 from pneumonia.attribution.pointing import central_share, iou_at_equal_area, mass_in_mask, pointing_game
 from pneumonia.build import build
+from pneumonia.errors import UserError
 from pneumonia.evaluation.intervals import wilson
 from pneumonia.report.figures import save
 from pneumonia.report.scoreboard import Measure, scoreboard
-from pneumonia.settings import ScoreboardConfig, UserError
+from pneumonia.settings import ScoreboardConfig
 from pneumonia.training.classifier import Classifier
 from pneumonia.training.precision import full_float32
 from pneumonia.workflows.explanation import (

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from pneumonia.data.decode import RESIZE, BadFilm, read_film
 from pneumonia.data.exported import EXPORTED, read_told
 from pneumonia.data.records import SUFFIXES, parse_name
+from pneumonia.errors import UserError
 from pneumonia.evaluation.metrics import confident_mistakes
-from pneumonia.settings import OUTCOMES, ExplainConfig, ScoreboardConfig, UserError
+from pneumonia.settings import OUTCOMES, ExplainConfig, ScoreboardConfig
 from pneumonia.workflows.films import credit
 from pneumonia.workflows.record import read_json
 from pneumonia.workflows.sources import (

@@ -15,10 +15,12 @@ import torch
 from scipy.special import expit
 
 from pneumonia.data.decode import BadFilm, read_film
+from pneumonia.errors import UserError
 from pneumonia.evaluation.checks import Floats
 from pneumonia.evaluation.shortcuts import FILMS_AT_ONCE, Images, metadata_auroc, metadata_features, shortcut_table
+from pneumonia.launch import usable_cores
 from pneumonia.report.verdict import METADATA_OF
-from pneumonia.settings import EvaluateConfig, UserError, usable_cores
+from pneumonia.settings import EvaluateConfig
 from pneumonia.training.checkpoint import load_to_predict
 from pneumonia.training.classifier import Classifier
 from pneumonia.training.precision import full_float32

@@ -22,9 +22,10 @@ from yaml import YAMLError
 from pneumonia.config import PACKAGE
 from pneumonia.data.exported import EXPORTED, read_told
 from pneumonia.data.records import CLASSES, Record, parse_name
+from pneumonia.errors import UserError
 from pneumonia.evaluation.checks import Floats, Ints, Strings
 from pneumonia.evaluation.films import Films
-from pneumonia.settings import DataConfig, EvaluateConfig, UserError
+from pneumonia.settings import DataConfig, EvaluateConfig
 from pneumonia.workflows.films import credit
 from pneumonia.workflows.record import read_json, told_of
 

@@ -3,8 +3,8 @@
 Validation and not test: recipes may be chosen by what stands here. This loads the model, and with it torch.
 """
 
+from pneumonia.errors import UserError
 from pneumonia.evaluation.stress import stress_scores
-from pneumonia.settings import UserError
 from pneumonia.training.checkpoint import load_to_predict
 from pneumonia.workflows.shortcuts import films_as_judged, probabilities
 from pneumonia.workflows.sources import Source

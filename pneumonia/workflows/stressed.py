@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from pneumonia.errors import UserError
 from pneumonia.evaluation.checks import Floats
 from pneumonia.evaluation.stress import stress_table
-from pneumonia.settings import EvaluateConfig, UserError
+from pneumonia.settings import EvaluateConfig
 from pneumonia.workflows.record import written
 from pneumonia.workflows.sources import Source
 

@@ -23,8 +23,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
+from pneumonia.errors import UserError
 from pneumonia.evaluation.metrics import METRICS
-from pneumonia.settings import CompareConfig, TrainConfig, UserError, launched
+from pneumonia.launch import launched
+from pneumonia.settings import CompareConfig, TrainConfig, lower_is_better
 from pneumonia.workflows.comparison import compare
 from pneumonia.workflows.processes import (
     ending_at_sigterm,
@@ -129,7 +131,7 @@ def stored_objective(folder: Path, objective: str) -> float:
 
 def worst(objective: str) -> float:
     """A value that no search takes for a good one: the end of the scale, since nan breaks Optuna."""
-    return 1e9 if objective.endswith("loss") else -1.0
+    return 1e9 if lower_is_better(objective) else -1.0
 
 
 def note_failure(folder: Path, error: Exception) -> None:
@@ -162,7 +164,7 @@ def jobs_of(sweep: Path) -> list[dict[str, Any]]:
 
 def place_in_table(row: Mapping[str, Any]) -> tuple[bool, str, float]:
     """Sorts rows of `jobs_of`: with a value, by objective, the best first."""
-    sign = 1 if row["objective"].endswith("loss") else -1
+    sign = 1 if lower_is_better(row["objective"]) else -1
     return row["value"] is None, row["objective"], sign * (row["value"] or 0)
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pneumonia.data.records import CLASSES, SUFFIXES, manifest_label, name_record
 from pneumonia.entry import writable_folder
-from pneumonia.settings import PredictConfig, UserError
+from pneumonia.errors import UserError
+from pneumonia.settings import PredictConfig
 from pneumonia.workflows.record import home_of
 from pneumonia.workflows.sources import checkpoint_file
 

@@ -1,6 +1,8 @@
 """Lightning's trainer as the settings want it: where it computes, what it writes, and which process speaks."""
 
 import logging
+import os
+import shutil
 import signal
 import sys
 import warnings
@@ -18,7 +20,9 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from pneumonia.settings import Launch, TrainConfig, TrainerConfig, UserError, launched
+from pneumonia.errors import UserError
+from pneumonia.launch import Launch, launched
+from pneumonia.settings import TrainConfig, TrainerConfig
 from pneumonia.training.callbacks import (
     AveragedWeights,
     Bar,
@@ -45,6 +49,8 @@ def build_trainer(config: TrainConfig, folder: Path, begin: Place) -> L.Trainer:
     """Lightning's trainer with the callbacks that write the run folder."""
     place, launch = config.trainer, launched()
     on_gpu = uses_gpu(place, launch)
+    if config.compile:
+        check_compiler(on_gpu)
     return L.Trainer(
         accelerator="gpu" if on_gpu else "cpu",
         devices=launch.local if launch.world > 1 else devices(place, on_gpu),
@@ -134,6 +140,18 @@ def uses_gpu(place: TrainerConfig, launch: Launch) -> bool:
     return on_gpu
 
 
+def check_compiler(on_gpu: bool) -> None:
+    """Raise UserError where torch.compile would find no compiler: its kernels for a CPU are C++, and Triton, which
+    writes those for a GPU, launches them from C."""
+    name, usual = ("CC", ("gcc", "clang")) if on_gpu else ("CXX", ("g++",))
+    wanted = (os.environ[name],) if name in os.environ else usual
+    if not any(map(shutil.which, wanted)):
+        raise UserError(
+            f"compile=true: torch.compile needs a compiler, and {' or '.join(wanted)} can't be found. Install one (on "
+            f"Debian: apt install g++), name it as {name}=<file>, or type compile=false."
+        )
+
+
 def devices(place: TrainerConfig, on_gpu: bool) -> int:
     """How many processes: as asked for; by itself every GPU under ddp, else one."""
     if place.devices != "auto":
@@ -201,6 +219,7 @@ def quiet() -> None:
     """Keep Lightning's notices and tips off the terminal; what a user needs to know these workflows say."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # its first start on a machine lists the fonts there
     for text in (
         ".*does not have many workers.*",
         ".*LeafSpec.*",

@@ -19,7 +19,7 @@ import torch.multiprocessing as mp
 from pneumonia.data.cache import FilmCache
 from pneumonia.data.datamodule import FilmDataModule
 from pneumonia.data.records import Record
-from pneumonia.settings import usable_cores
+from pneumonia.launch import usable_cores
 from pneumonia.training.callbacks import History, ReseedEachStep
 from pneumonia.training.classifier import Classifier
 from pneumonia.workflows.sources import read_numbers

@@ -164,6 +164,19 @@ def test_what_can_not_be_captured_as_cuda_graphs(
     assert f"{typed} can't be captured as CUDA graphs" in refused(command, capsys, *SMALL, "cuda_graphs=true", typed)
 
 
+def test_torch_compile_without_a_compiler(
+    command: Command,
+    capsys: pytest.CaptureFixture[str],
+    phantoms: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    told = refused(command, capsys, *SMALL, f"data.root={phantoms}", "trainer=cpu", "compile=true")
+    assert "a compiler, and g++ can't be found" in told and "CXX=<file>, or type compile=false" in told
+
+
 def test_blocks_that_unfreeze_later_are_not_for_several_processes(
     command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,8 +15,8 @@ from made_runs import FIELDS, make_run, rows_of, with_logit, write_table
 from resume_cases import assert_same_end, interrupted
 
 from pneumonia.data.records import Record
+from pneumonia.errors import UserError
 from pneumonia.evaluation.calibration import calibrate, fit_platt
-from pneumonia.settings import UserError
 from pneumonia.workflows.hard import mistaken, read_hard
 from pneumonia.workflows.resume import settings_of
 

@@ -16,7 +16,8 @@ import pytest
 from filelock import FileLock
 from sweep_cases import attempts, start_sweep, status, table
 
-from pneumonia.settings import Launch, UserError, launched
+from pneumonia.errors import UserError
+from pneumonia.launch import Launch, launched
 from pneumonia.workflows.sweep import only_one
 
 Command = Callable[..., None]
@@ -97,6 +98,26 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
         uses_gpu(TrainerConfig(strategy="ddp"), Launch(0, 4, 4, "torchrun"))
     with pytest.raises(UserError, match=r"trainer.devices=3: expected at most 2"):
         uses_gpu(TrainerConfig(devices="3", strategy="ddp"), Launch())
+
+
+@pytest.mark.parametrize(("on_gpu", "names"), [(False, ["g++"]), (True, ["gcc", "clang"])])
+def test_any_compiler_that_torch_compile_takes_is_enough(
+    on_gpu: bool, names: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from pneumonia.workflows.trainer import check_compiler
+
+    variable = "CC" if on_gpu else "CXX"
+    monkeypatch.delenv(variable, raising=False)
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch(mode=0o755)
+        monkeypatch.setenv("PATH", str(tmp_path / name))
+        check_compiler(on_gpu)
+    monkeypatch.setenv(variable, "/nowhere/icpx")  # torch asks for this one alone
+    with pytest.raises(UserError, match=f"/nowhere/icpx can't be found.*{variable}=<file>"):
+        check_compiler(on_gpu)
+    monkeypatch.setenv(variable, str(tmp_path / names[0] / names[0]))
+    check_compiler(on_gpu)
 
 
 def test_a_full_disk_and_a_taken_port_are_told_in_a_users_words() -> None:

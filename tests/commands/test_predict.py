@@ -229,7 +229,7 @@ def test_a_damaged_evidence_is_not_read_as_none(
 
 
 def test_a_probability_that_is_none_is_the_models_fault() -> None:
-    from pneumonia.settings import UserError
+    from pneumonia.errors import UserError
     from pneumonia.workflows.inference import Recipe, called
     from pneumonia.workflows.targets import Film
 

@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from pneumonia.config import compose
 from pneumonia.data.exported import KEY, read_told
-from pneumonia.settings import UserError
+from pneumonia.errors import UserError
 from pneumonia.training.classifier import Classifier
 from pneumonia.workflows.sources import REFERENCE
 

@@ -19,7 +19,7 @@ from pneumonia.data import cache as module
 from pneumonia.data.cache import FilmCache, FilmFiles, cache_films, damaged, key_of
 from pneumonia.data.decode import read_film
 from pneumonia.data.records import Record, fingerprint_films, scan_folder
-from pneumonia.settings import UserError
+from pneumonia.errors import UserError
 
 SIZE = 32
 

@@ -21,7 +21,8 @@ from pneumonia.data.counterexamples import (
 )
 from pneumonia.data.records import Record
 from pneumonia.data.split import class_counts, split_by_patient
-from pneumonia.settings import DataConfig, UserError
+from pneumonia.errors import UserError
+from pneumonia.settings import DataConfig
 from pneumonia.workflows.films import films_of
 
 RNG = np.random.default_rng(0)

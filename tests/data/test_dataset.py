@@ -21,7 +21,7 @@ from pneumonia.data.marks import SIDE
 from pneumonia.data.records import fingerprint_films, scan_folder
 from pneumonia.data.split import groups_of, split_by_patient
 from pneumonia.data.transforms import Augmentation, call
-from pneumonia.settings import UserError
+from pneumonia.errors import UserError
 
 
 def steps(name: str) -> list[dict]:

@@ -18,7 +18,7 @@ from pneumonia.data.records import (
     scan_folder,
     write_manifest,
 )
-from pneumonia.settings import UserError
+from pneumonia.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from pneumonia.data.records import Record, fingerprint_films, scan_folder
 from pneumonia.data.split import class_counts, split_by_patient
-from pneumonia.settings import UserError
+from pneumonia.errors import UserError
 
 
 def films(patients: int = 60, seed: int = 0) -> list[Record]:

@@ -10,8 +10,8 @@ from torch import nn
 
 from pneumonia.build import build
 from pneumonia.config import CONF
+from pneumonia.errors import UserError
 from pneumonia.models.cnn import ConvNet, cnn, layer_table
-from pneumonia.settings import UserError
 
 PARAMETERS = {
     "baseline": 47_795_649,

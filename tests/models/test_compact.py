@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from pneumonia.build import build
+from pneumonia.errors import UserError
 from pneumonia.models.compact import Block, Compact, compact
-from pneumonia.settings import UserError
 
 
 def net(image_size: int = 32) -> Compact:

@@ -19,8 +19,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
+from pneumonia.errors import UserError
 from pneumonia.models.vgg import VGG
-from pneumonia.settings import UserError
 from pneumonia.training.callbacks import (
     AveragedWeights,
     Bar,
