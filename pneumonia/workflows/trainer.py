@@ -219,7 +219,6 @@ def quiet() -> None:
     """Keep Lightning's notices and tips off the terminal; what a user needs to know these workflows say."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # its first start on a machine lists the fonts there
     for text in (
         ".*does not have many workers.*",
         ".*LeafSpec.*",
