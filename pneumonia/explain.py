@@ -14,7 +14,8 @@ def check(config: ExplainConfig) -> None:
 
 def place(config: ExplainConfig) -> tuple[str, tuple[Path, str, str]]:
     output = config.output or f"{config.run or '.'}/explanations"
-    return output, (Path(output).expanduser().resolve(), config.attribution["_target_"], config.select)
+    apart = "" if config.activations else config.select  # they have one picture for all films
+    return output, (Path(output).expanduser().resolve(), config.attribution["_target_"], apart)
 
 
 def task(config: ExplainConfig) -> None:

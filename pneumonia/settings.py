@@ -108,6 +108,11 @@ def lower_is_better(objective: str) -> bool:
     return objective.endswith("loss")
 
 
+# settings that make no other net: where the films lie, and how a run is gone about
+FILMS_LAY = ("data.root", "data.download", "data.cache", "data.cache_dir", "data.num_workers")
+HOW = ("test", "deterministic", "compile", "cuda_graphs", "resume", "force", "retry_failed")
+
+
 @dataclass
 class TrainConfig:
     """Everything `python -m pneumonia.train` can be told; documented line by line in conf/train.yaml."""

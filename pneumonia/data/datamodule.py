@@ -28,7 +28,8 @@ class FilmDataModule(L.LightningDataModule):
     """Loaders over `records`, their pixels from `films`: train shuffled and augmented, val and test in record order.
 
     `root`: the folder of the films' own files, in which balance="marks" looks for marks. `hard` [N]: how sure others
-    are, wrongly, that a training film is pneumonia; the surer, the more often it is drawn.
+    are, wrongly, that a training film is pneumonia; the surer, the more often it is drawn. `processes`: how many train
+    on these cores, each with loaders of its own.
     """
 
     def __init__(
@@ -44,11 +45,12 @@ class FilmDataModule(L.LightningDataModule):
         on_gpu: bool,
         root: Path | None = None,
         hard: np.ndarray | None = None,
+        processes: int = 1,
     ) -> None:
         super().__init__()
         self.records = {split: [r for r in records if r.split == split] for split in ("train", "val", "test")}
         self.batch_size = batch_size
-        self.num_workers = default_workers(on_gpu) if num_workers is None else num_workers
+        self.num_workers = default_workers(on_gpu, processes) if num_workers is None else num_workers
         self.balance = balance
         self.seed = seed
         self.on_gpu = on_gpu
@@ -145,7 +147,8 @@ def balanced(label: np.ndarray) -> np.ndarray:
     return np.where(label == 1, 1 / positive, 1 / (1 - positive))
 
 
-def default_workers(on_gpu: bool) -> int:
-    """Loader processes for the cores at hand: none on a CPU that trains by itself, up to 8 beside a GPU."""
-    cores = usable_cores()
+def default_workers(on_gpu: bool, processes: int) -> int:
+    """Loader processes of one process for its share of the cores: none on a CPU that trains by itself, up to 8 beside a
+    GPU."""
+    cores = usable_cores() // processes
     return min(8, max(1, cores - 1)) if on_gpu else cores // 4

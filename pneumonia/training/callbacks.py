@@ -83,8 +83,8 @@ class StopOnNonFiniteLoss(L.Callback):
         self.first = torch.where(loss.isfinite(), first, first.clamp(max=float(step)))
 
     def look(self, trainer: L.Trainer) -> None:
-        """Raise NonFiniteLoss if a step so far had a loss that is not finite."""
-        if self.first is None or math.isinf(step := float(self.first)):
+        """Raise NonFiniteLoss, in all processes, if a step of one had a loss so far that is not finite."""
+        if self.first is None or math.isinf(step := float(trainer.strategy.reduce(self.first, reduce_op="min"))):
             return
         saved = [file for name in ("last.ckpt", "best.ckpt") if (file := self.folder / name).exists()]
         kept = f"the last good checkpoint is {saved[0]}" if saved else "no epoch was finished, so no checkpoint is kept"
@@ -126,6 +126,10 @@ class AveragedWeights(EMAWeightAveraging):
         super().__init__(decay=decay, use_buffers=False)
         self.swapped = False
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._device = trainer.strategy.root_device  # the module moves there later: the average would stay behind
+        super().setup(trainer, pl_module, stage)
+
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_validation_epoch_start(trainer, pl_module)
         self.swapped = True
@@ -151,7 +155,8 @@ class ValidateEvery(L.Callback):
 
 
 class ReseedEachStep(L.Callback):
-    """Dropout's random numbers come from (seed, step) alone, so that a resumed run draws what an unbroken one draws."""
+    """Dropout's random numbers, and those by which films are mixed, come from (seed, step) alone, so that a resumed run
+    draws what an unbroken one draws; each process of several draws its own."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -159,7 +164,8 @@ class ReseedEachStep(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        torch.manual_seed(int(np.random.SeedSequence((self.seed, trainer.global_step)).generate_state(1, np.uint64)[0]))
+        told = (self.seed, trainer.global_step, *([rank] if (rank := trainer.global_rank) else []))
+        torch.manual_seed(int(np.random.SeedSequence(told).generate_state(1, np.uint64)[0]))
 
 
 class History(L.Callback):

@@ -25,7 +25,7 @@ from pneumonia.evaluation.ensemble import spread
 from pneumonia.evaluation.metrics import METRICS
 from pneumonia.evaluation.operating_point import choose_pooled
 from pneumonia.report.pages import comparison_html
-from pneumonia.settings import CompareConfig, named_standardize
+from pneumonia.settings import FILMS_LAY, HOW, CompareConfig, named_standardize
 from pneumonia.workflows.record import write_all
 from pneumonia.workflows.resume import composed_settings, flat
 from pneumonia.workflows.sources import Source, jobs_of, read_run
@@ -40,7 +40,6 @@ POINTS = 200  # of a drawn curve
 SETTINGS = 6  # that are shown, of those in which runs differ
 LONGEST = 24  # characters of a value that is shown
 PLACES = ("trainer.", "data.root", "data.manifest", "data.cache", "data.num_workers", "model.image_size")  # say nothing
-FILMS_LAY = ("data.root", "data.cache", "data.cache_dir", "data.num_workers")  # which makes no other net
 SEEDS_AND_FOLDS = ("seed", "data.fold", "data.manifest")  # in which runs of one group may differ
 
 
@@ -153,9 +152,9 @@ def settings_of(source: Source) -> dict[str, Any]:
 
 
 def group_of(source: Source, name: str) -> str:
-    """Names what runs of one group share: all settings but seed, fold, manifest and where the films lay; the model's
-    name, a short hash. Without settings, as a vote has none, a group of one: its `name` among those compared."""
-    apart = (*SEEDS_AND_FOLDS, *FILMS_LAY)
+    """Names what runs of one group share: all settings but seed, fold, manifest and those that make no other net; the
+    model's name, a short hash. Without settings, as a vote has none, a group of one: its `name` here."""
+    apart = (*SEEDS_AND_FOLDS, *FILMS_LAY, *HOW)
     settings = {key: value for key, value in settings_of(source).items() if key not in apart}
     if not settings:
         return name

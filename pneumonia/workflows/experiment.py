@@ -19,7 +19,7 @@ from pneumonia.data.split import class_counts
 from pneumonia.errors import UserError
 from pneumonia.launch import launched
 from pneumonia.models.vgg import VGG
-from pneumonia.settings import TrainConfig
+from pneumonia.settings import HOW, TrainConfig
 from pneumonia.training.alignment import FILMS
 from pneumonia.training.callbacks import kept_row
 from pneumonia.training.checkpoint import load_classifier
@@ -34,7 +34,7 @@ from pneumonia.workflows.predictions import predict, summarize, write_prediction
 from pneumonia.workflows.record import RunRecord, write_json
 from pneumonia.workflows.resume import Place, flat, keep_settings, place_of, refuse_other_films, refuse_other_state
 from pneumonia.workflows.sources import read_numbers
-from pneumonia.workflows.trainer import build_trainer, quiet, say_emulated, say_processes, uses_gpu
+from pneumonia.workflows.trainer import build_trainer, processes_here, quiet, say_emulated, say_processes, uses_gpu
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +43,6 @@ SPLIT = (
     "patient_key",
 )  # fmt: skip
 MIXED = ("mixup", "cutmix", "border_out", "lungs_out", "random_conv", "border_swap")
-# settings that make no other model
-HOW = ("test", "deterministic", "compile", "cuda_graphs", "resume", "force", "retry_failed")
 
 
 def fit_and_test(config: TrainConfig) -> float:
@@ -106,12 +104,12 @@ def follow(classifier: Classifier, datamodule: FilmDataModule, trainer: L.Traine
 
 
 def build_datamodule(config: TrainConfig, films: Films) -> FilmDataModule:
-    data = config.data
+    data, on_gpu = config.data, uses_gpu(config.trainer, launched())
     return FilmDataModule(
         films.pixels, films.records, config.augment["steps"],
         batch_size=data.batch_size, num_workers=data.num_workers, balance=config.balance, seed=config.seed,
-        on_gpu=uses_gpu(config.trainer, launched()), root=films.root,
-        hard=hard_of(config, films.records),
+        on_gpu=on_gpu, root=films.root, hard=hard_of(config, films.records),
+        processes=processes_here(config.trainer, launched(), on_gpu),
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,9 +24,8 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from pneumonia.errors import UserError
-from pneumonia.evaluation.metrics import METRICS
 from pneumonia.launch import launched
-from pneumonia.settings import CompareConfig, TrainConfig, lower_is_better
+from pneumonia.settings import FILMS_LAY, CompareConfig, TrainConfig, lower_is_better
 from pneumonia.workflows.comparison import compare
 from pneumonia.workflows.processes import (
     ending_at_sigterm,
@@ -37,7 +36,7 @@ from pneumonia.workflows.processes import (
     own_port,
 )
 from pneumonia.workflows.record import read_json, write_json, written
-from pneumonia.workflows.resume import unfinished_run
+from pneumonia.workflows.resume import flat, unfinished_run
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +91,7 @@ def only_one(lock: Path, wait: bool) -> Iterator[None]:
 def run_in_sweep(config: TrainConfig, folder: Path, train: Callable[[TrainConfig], float]) -> float:
     """`train`, only if the job is not finished yet, and without letting an error end the other jobs; the objective."""
     status = read_json(folder / "run.json").get("status")
+    config = own_settings(config, folder)
     if status == "finished" or (status == "failed" and not config.retry_failed):
         log.info("%s: %s already, skipped", folder.name, status)
         return stored_objective(folder, config.objective)
@@ -108,6 +108,43 @@ def run_in_sweep(config: TrainConfig, folder: Path, train: Callable[[TrainConfig
     finally:
         if launched().rank == 0:
             write_leaderboard(folder.parent)
+
+
+def own_settings(config: TrainConfig, folder: Path) -> TrainConfig:
+    """`config`, or what a job was trained by so far, whatever the defaults are by now. Where films lie is as now."""
+    kept = folder / ".hydra" / "trained.yaml"  # Hydra has written today's into config.yaml
+    own = config
+    if kept.is_file() and (folder / "checkpoints" / "last.ckpt").is_file():
+        own = restored(config, OmegaConf.to_container(OmegaConf.load(kept)))
+        names = [name.removeprefix("data.") for name in FILMS_LAY]
+        data = replace(own.data, **{name: getattr(config.data, name) for name in names})
+        own = replace(own, data=data, retry_failed=config.retry_failed)
+    if launched().rank == 0:
+        say_changed(folder, flat(asdict(own)), flat(asdict(config)))
+        for file in (kept, folder / ".hydra" / "config.yaml"):
+            with written(file) as temporary:
+                OmegaConf.save(OmegaConf.structured(own), temporary)
+    return own
+
+
+def say_changed(folder: Path, own: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Which settings of a job are no longer what its sweep would give it."""
+    other = [f"{name}={value}, now {now.get(name)}" for name, value in own.items() if value != now.get(name)]
+    if other:
+        log.warning("%s: defaults have changed since it began (%s); it keeps its own", folder.name, "; ".join(other))
+
+
+def restored(now: Any, told: Any) -> Any:
+    """A dataclass of settings with the values that are told of it; those that are not told, as now."""
+    values = {field.name: getattr(now, field.name) for field in fields(now)}
+    return replace(
+        now,
+        **{
+            name: restored(value, told[name]) if is_dataclass(value) else told[name]
+            for name, value in values.items()
+            if name in told
+        },
+    )
 
 
 def refused_job(objective: str, error: UserError) -> float:
@@ -241,10 +278,10 @@ def compare_finished(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
     if len(done) < 2:
         log.info("no comparison: %d of %d runs finished, two are needed", len(done), len(rows))
         return
-    metric = done[0]["objective"].removeprefix("val/")
+    metric = done[0]["objective"].removeprefix("val/").replace("loss", "log_loss")
     runs = [str(folder / row["job"]) for row in done]
     try:
-        compare(CompareConfig(runs, metric if metric in METRICS else "auroc", output=str(folder / "comparison")))
+        compare(CompareConfig(runs, metric, output=str(folder / "comparison")))
     except UserError as error:
         log.warning("no comparison: %s", error)
 

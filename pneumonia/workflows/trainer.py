@@ -159,6 +159,11 @@ def devices(place: TrainerConfig, on_gpu: bool) -> int:
     return torch.cuda.device_count() if on_gpu and place.strategy == "ddp" else 1
 
 
+def processes_here(place: TrainerConfig, launch: Launch, on_gpu: bool) -> int:
+    """How many processes share the cores that this one may use; srun gives each its own."""
+    return {"": devices(place, on_gpu), "torchrun": launch.local, "srun": 1}[launch.by]
+
+
 def precision(place: TrainerConfig, on_gpu: bool) -> str:
     """bf16 where the GPU computes in it, else full."""
     if place.precision != "auto":

@@ -188,6 +188,17 @@ def test_a_choice_that_a_later_call_undoes_is_told(
     assert evidence_of(run)["operating_point"]["rule"] == "accuracy"
 
 
+def test_two_calls_of_a_sweep_write_no_report_over_one_another(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run", rows_of())
+    with pytest.raises(SystemExit) as ending:
+        command("evaluate", "-m", f"run={run}", "operating_point.rule=accuracy,youden", QUICK)
+    told = capsys.readouterr().err
+    assert ending.value.code == 2 and f"{run}: two runs of -m would write it" in told and not told.count("\n") > 1
+    assert not (run / "report.html").exists()
+
+
 def test_one_run_that_chooses_is_a_list_too(
     command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -373,9 +373,9 @@ def test_a_sweep_over_methods_leaves_no_job_folders(command: Command, finished: 
 
 
 def test_nor_does_any_other_command_of_finished_runs_or_films(command: Command, finished: Path, phantoms: Path) -> None:
-    command("evaluate", "-m", f"run={finished}", "level=0.9,0.95", "resamples=100")
-    command("predict", "-m", f"run={finished}", f"images={phantoms}/test/NORMAL", "output=a.csv,b.csv")
     shutil.copytree(finished, "other")
+    command("evaluate", "-m", f"run={finished},other", "resamples=100")
+    command("predict", "-m", f"run={finished}", f"images={phantoms}/test/NORMAL", "output=a.csv,b.csv")
     command("compare", "-m", f"runs=[{finished},other]", "output=a,b", "resamples=100")
     command("prepare", "-m", f"data.root={phantoms}", "data.image_size=32", "seed=0,1")
     made = {"run", "other", "cache", "multirun.yaml", "a.csv", "b.csv", "a", "b"}

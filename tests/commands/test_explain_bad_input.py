@@ -66,6 +66,7 @@ def refused(command: Command, capsys: pytest.CaptureFixture[str], name: str, *ar
         (("run=RUN", "activations=only", "layers=[conv]"), "choose from input, features.0"),
         (("run=RUN", "activations=true", "layers=[conv]"), "activations: No layer conv"),
         (("-m", "run=RUN", "seed=0,1"), "RUN/explanations: two runs of -m would write it"),
+        (("-m", "run=RUN", "select=tp,tn", "activations=true"), "RUN/explanations: two runs of -m would write it"),
         (("run=RUN", "attribution=gradcam", "output=RUN/run.json/there"), "is not a writable folder"),
     ],
     ids=lambda value: "_".join(value).replace("/", "-") if isinstance(value, tuple) else "",

@@ -100,6 +100,18 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
         uses_gpu(TrainerConfig(devices="3", strategy="ddp"), Launch())
 
 
+def test_processes_that_share_cores_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pneumonia.settings import TrainerConfig
+    from pneumonia.workflows.trainer import processes_here
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    assert processes_here(TrainerConfig(), Launch(), True) == 1
+    assert processes_here(TrainerConfig(strategy="ddp"), Launch(), True) == 4
+    assert processes_here(TrainerConfig(strategy="ddp", devices="2"), Launch(), False) == 2
+    assert processes_here(TrainerConfig(strategy="ddp"), Launch(1, 8, 4, "torchrun"), True) == 4
+    assert processes_here(TrainerConfig(strategy="ddp"), Launch(1, 8, 4, "srun"), True) == 1
+
+
 @pytest.mark.parametrize(("on_gpu", "names"), [(False, ["g++"]), (True, ["gcc", "clang"])])
 def test_any_compiler_that_torch_compile_takes_is_enough(
     on_gpu: bool, names: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path

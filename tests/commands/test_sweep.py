@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from pneumonia.workflows.sweep import jobs_of, report, write_leaderboard
 
@@ -111,6 +112,35 @@ def test_another_sweeps_folder_is_refused(command: Command, phantoms: Path, caps
     assert "can't be read" in refused("seed=1,2")
     Path("sweep/sweep.json").unlink()
     assert "runs of no sweep are there" in refused("seed=1,2")
+
+
+def test_jobs_keep_the_settings_they_were_trained_by_when_defaults_change(
+    command: Command, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = ("-m", *SMALL, f"data.root={phantoms}", "model=compact", "seed=1,2,3", "hydra.sweep.dir=sweep")
+    command("train", *typed)
+    done, broken, begun = sorted(started(tmp_path / "sweep"))
+    for job in (done, broken, begun):  # as if the default had been .1 then
+        file = tmp_path / "sweep" / job / ".hydra" / "trained.yaml"
+        file.write_text(file.read_text().replace("label_smoothing: 0.0", "label_smoothing: 0.1"))
+    for job in (broken, begun):
+        record = tmp_path / "sweep" / job / "run.json"
+        record.write_text(record.read_text().replace('"finished"', '"interrupted"'))
+    (tmp_path / "sweep" / begun / "checkpoints" / "last.ckpt").unlink()
+    capsys.readouterr()
+    command("train", *typed)
+    told = capsys.readouterr().out
+    assert f"{done}: finished already, skipped" in told and told.count("finished already") == 1
+    for job, smoothing in ((done, 0.1), (broken, 0.1), (begun, 0.0)):
+        saved = OmegaConf.load(tmp_path / "sweep" / job / ".hydra" / "config.yaml")
+        assert saved.label_smoothing == smoothing
+        changed = f"{job}: defaults have changed since it began (label_smoothing=0.1, now 0.0); it keeps its own"
+        assert (changed in told) == (smoothing > 0)
+
+
+def test_a_sweep_for_the_lowest_loss_is_compared_by_it(command: Command, phantoms: Path, tmp_path: Path) -> None:
+    command("train", "-m", *SMALL, f"data.root={phantoms}", "objective=val/loss", "seed=1,2", "hydra.sweep.dir=sweep")
+    assert json.loads((tmp_path / "sweep/comparison/comparison.json").read_text())["metric"] == "log_loss"
 
 
 def test_a_killed_sweep_goes_on_and_ends_as_an_unbroken_one(command: Command, phantoms: Path, tmp_path: Path) -> None:

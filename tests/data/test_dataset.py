@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from pneumonia.config import CONF
 from pneumonia.data.cache import FilmFiles, cache_films
 from pneumonia.data.counterexamples import against_shortcuts
-from pneumonia.data.datamodule import FilmDataModule, balanced, labels_as_arrays
+from pneumonia.data.datamodule import FilmDataModule, balanced, default_workers, labels_as_arrays
 from pneumonia.data.dataset import EpochSampler
 from pneumonia.data.decode import read_film
 from pneumonia.data.marks import SIDE
@@ -242,6 +242,14 @@ def test_the_weighted_sampler_draws_both_classes_alike() -> None:
     label = np.array([0] * 100 + [1] * 900, np.float32)
     drawn = np.array([index for _, index, _ in EpochSampler(1000, 0, True, balanced(label))])
     assert 0.44 < label[drawn].mean() < 0.56
+
+
+@pytest.mark.parametrize(("on_gpu", "processes", "workers"), [(True, 1, 8), (True, 4, 3), (True, 16, 1), (False, 2, 2)])
+def test_processes_of_one_machine_share_its_cores(
+    monkeypatch: pytest.MonkeyPatch, on_gpu: bool, processes: int, workers: int
+) -> None:
+    monkeypatch.setattr("pneumonia.data.datamodule.usable_cores", lambda: 16)
+    assert default_workers(on_gpu, processes) == workers
 
 
 @pytest.mark.parametrize(("on_gpu", "workers"), [(True, 1), (False, 0)])

@@ -587,6 +587,16 @@ def test_the_best_checkpoint_holds_the_moving_average_of_the_weights(tmp_path: P
     torch.testing.assert_close(model.net.head[-1].weight.detach(), average)  # type: ignore[index, union-attr]
 
 
+def test_the_moving_average_lies_where_the_net_will_train(tmp_path: Path) -> None:
+    """Lightning makes it before it moves the module there."""
+    callback, loop = AveragedWeights(decay=0.6), trainer(tmp_path)
+    loop.strategy.accelerator = None
+    loop.strategy._root_device = torch.device("meta")  # type: ignore[attr-defined]
+    callback.setup(loop, classifier(), "fit")
+    assert callback._average_model is not None
+    assert {weight.device.type for weight in callback._average_model.parameters()} == {"meta"}
+
+
 def test_fewer_validations_make_the_same_net_and_the_last_epoch_has_one(tmp_path: Path) -> None:
     """Of five epochs the third and the last; what Lightning still has of the third stands in no later row."""
     kept, rows = [], []
