@@ -94,6 +94,8 @@ def compose(name: str, overrides: Sequence[str]) -> DictConfig:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    if told := next(filter(None, (several(name, override) for override in overrides)), ""):
+        raise UserError(told)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), job_name=name, version_base="1.3"):
@@ -123,6 +125,8 @@ def explain(name: str, error: Exception, overrides: Sequence[str]) -> str:
     cause = str(error.__cause__ or error).splitlines()[0]
     setting = getattr(error.__cause__ or error, "full_key", None)
     if setting and (given := [o for o in overrides if o.lstrip("+").partition("=")[0] == setting]):
+        if example := example_of(base, setting):
+            return f"{given[-1]}: a section is typed by its settings, as {example}."
         return f"{given[-1]}: " + (f"expected a list, as {setting}=[a,b]" if "ListConfig" in cause else cause)
     culprit = next((o for o in overrides if o.partition("=")[2] and f"'{o.partition('=')[2]}'" in cause), "")
     return f"{culprit}{': ' if culprit else ''}{cause}"
@@ -137,13 +141,34 @@ def unreadable(override: str) -> str:
     try:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException:
-        return f"{override}: can't be read; a value with a comma, a quote or = is typed as \"{key}='...'\""
+        value = override.partition("=")[2]
+        if value.startswith(("[", "{")):
+            return f"{override}: can't be read; look after its brackets, quotes and commas."
+        return f'{override}: can\'t be read; a value with a comma, a quote or = is typed as "{key}={quoted(value)}"'
     if parsed.is_sweep_override():
         return (
             f'{override}: several values need -m (a sweep); a list is typed as "{key}=[a,b]", one value with a comma '
             f"in it as \"{key}='...'\""
         )
     return ""
+
+
+def several(name: str, override: str) -> str:
+    """What is wrong with a list of choices, which Hydra takes for a group; else empty."""
+    key, _, value = override.lstrip("+~").partition("=")
+    if key not in groups(name) or not value.startswith(("[", "{")):
+        return ""
+    given = next((choice for choice in choices(key) if choice in re.split(r"\W+", value)), choices(key)[0])
+    return f"{override}: expected one of {', '.join(choices(key))}; type {key}={given}."
+
+
+def example_of(config: DictConfig | None, section: str) -> str:
+    """One setting of a section as it is typed; empty where `section` is none."""
+    content = OmegaConf.select(config, section) if config is not None else None
+    if not isinstance(content, DictConfig) or not content:
+        return ""
+    key, value = next(iter(content.items()))
+    return f"{section}.{key!s}={value}"
 
 
 def setting_names(config: DictConfig, prefix: str = "") -> Iterator[str]:

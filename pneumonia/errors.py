@@ -19,7 +19,7 @@ def in_range(key: str, value: float | None, low: float, high: float = float("inf
     """Raise UserError unless low <= value <= high (low < value with `open_low`); None is left alone."""
     if value is None:
         return
-    if not (low <= value <= high) or (open_low and value == low):
+    if not (low <= value <= high) or (open_low and value == low) or value == float("inf"):
         sign = ">" if open_low else ">="
         upper = "" if high == float("inf") else f" and <= {high:.10g}"
         raise UserError(f"{key}={value}: expected a number {sign} {low:.10g}{upper}.")

@@ -48,6 +48,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         not_empty(self, "root", "manifest", "cache_dir", section="data.")
         one_of("data.source", self.source, ("folder", "synthetic"))
+        if self.source == "synthetic" and self.root is not None:
+            raise UserError(f"data.root={self.root}: data=synthetic draws its films: leave one of them out.")
         one_of("data.resize", self.resize, ("squash", "pad", "crop"))
         one_of("data.patient_key", self.patient_key, ("strict", "conservative", "none"))
         one_of("data.on_bad_file", self.on_bad_file, ("error", "skip"))
@@ -197,6 +199,12 @@ class TrainConfig:
         in_range("ema", self.ema, 0, 0.99999, open_low=True)
         in_range("gradient_clip", self.gradient_clip, 0, open_low=True)
         in_range("unfreeze_epoch", self.unfreeze_epoch, 0)
+        if unknown := sorted(set(self.augment) - {"steps"}):
+            raise UserError(f"augment.{unknown[0]}: there is no such setting; expected augment.steps, a list of steps.")
+        if (side := self.model.get("image_size", self.data.image_size)) != self.data.image_size:
+            raise UserError(
+                f"model.image_size={side}: films have {self.data.image_size} px: type data.image_size={side}."
+            )
         if self.augment.get("steps", []) is None:
             raise UserError("augment.steps=null: expected a list of steps; type augment=none for no augmentation.")
         if self.unfreeze_epoch is not None and self.trainer.strategy == "ddp":

@@ -147,15 +147,14 @@ def read_manifest(file: Path, root: Path, patient_key: str) -> tuple[list[Record
     records: list[Record] = []
     unknown: list[str] = []
     lines: dict[str, int] = {}
-    for line, row in enumerate(rows, start=2):
+    for line, row in rows:
         path = row["path"]
         if not path:
             raise UserError(f"{file}, line {line}: no path: the line is cut short, or none was written; remove it.")
-        if path in lines:
+        if (before := lines.setdefault(os.path.normpath(path), line)) != line:
             raise UserError(
-                f"{file}, line {line}: {path} stands already in line {lines[path]}; each film must stand there once."
+                f"{file}, line {line}: {path} stands already in line {before}; each film must stand there once."
             )
-        lines[path] = line
         record, understood = name_record(
             path, manifest_label(file, line, row["label"]), manifest_split(file, line, row), patient_key
         )
@@ -167,12 +166,12 @@ def read_manifest(file: Path, root: Path, patient_key: str) -> tuple[list[Record
     return records, unknown
 
 
-def read_rows(file: Path) -> list[dict[str, str]]:
-    """The rows of a manifest. Raises UserError when it is missing, not text, empty or lacks a column."""
+def read_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
+    """(line, row) of a manifest. Raises UserError when it is missing, not text, empty or lacks a column."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
-            rows, columns = list(reader), reader.fieldnames or []
+            rows, columns = numbered(reader), reader.fieldnames or []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(
             f"data.manifest={file}: can't be read ({error}); expected a CSV with path,label,patient[,split,subtype]."
@@ -185,6 +184,11 @@ def read_rows(file: Path) -> list[dict[str, str]]:
     if not rows:
         raise UserError(f"data.manifest={file}: no films in it; expected a row per film.")
     return rows
+
+
+def numbered(reader: "csv.DictReader[str]") -> list[tuple[int, dict[str, str]]]:
+    """(line, row) of a table, counted as an editor does: empty lines too; of a row of several lines the last."""
+    return [(reader.line_num, row) for row in reader]
 
 
 def manifest_label(file: Path, line: int, text: str) -> int:
@@ -217,10 +221,10 @@ def fingerprint(path: Path, record: Record) -> Record | str:
         content = path.read_bytes()
     except FileNotFoundError:
         return MISSING
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         return str(error)
     digest = hashlib.sha256(content).hexdigest()
-    if record.sha256 and record.sha256 != digest:
+    if record.sha256 and record.sha256.lower() != digest:
         return "changed since the manifest was written (another SHA-256)"
     return replace(record, bytes=len(content), sha256=digest)
 

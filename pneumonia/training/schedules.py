@@ -18,8 +18,8 @@ def constant(warmup: float, steps_per_epoch: int, total_steps: int) -> Factor:
 
 def step(milestones: Sequence[int], gamma: float, warmup: float, steps_per_epoch: int, total_steps: int) -> Factor:
     """gamma^k in the epoch after k milestones (epochs counted from 0)."""
-    if not all(isinstance(milestone, int) for milestone in milestones):
-        raise ValueError(f"milestones={list(milestones)}: expected whole numbers of epochs, as [5, 8]")
+    if not all(isinstance(milestone, int) and milestone > 0 for milestone in milestones):
+        raise ValueError(f"milestones={list(milestones)}: expected whole numbers of epochs above 0, as [5, 8]")
     check_share("gamma", gamma)
 
     def factor(step: int) -> float:

@@ -246,7 +246,10 @@ def curve(run: Run) -> tuple[list[float], list[float]] | None:
 def output_of(config: CompareConfig) -> Path:
     """The folder to write: as told, in the sweep folder, or a new one below outputs/."""
     if config.output:
-        return Path(config.output).expanduser()
+        folder = Path(config.output).expanduser()
+        if (folder / "leaderboard.csv").exists() and not (folder / "comparison.json").exists():
+            raise UserError(f"output={folder}: leaderboard.csv is there and not of a comparison: name another folder.")
+        return folder
     if isinstance(config.runs, str):
         return Path(config.runs).expanduser() / "comparison"
     return Path("outputs") / time.strftime("comparison_%Y-%m-%d_%H-%M-%S")

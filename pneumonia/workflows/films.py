@@ -86,7 +86,7 @@ def films_of(data: DataConfig, seed: int) -> Films:
             f"{data.counterexamples} alone gets most wrong. Their figures, and a threshold chosen on them, are not "
             "those of usual films."
         )
-    notes += leaks(split)
+    notes += leaks(split) + contradictions(split)
     understood = not unknown
     if data.manifest:  # its own patient column may stand in for names that tell none
         understood = all(parse_name(record.path, "strict") for record in split)
@@ -116,6 +116,20 @@ def leaks(records: list[Record]) -> list[str]:
         if torn := sum(len(splits) > 1 for splits in sides.values()):
             notes.append(f"{standing(torn, one, many)} in more than one split: the figures will flatter the model.")
     return notes
+
+
+def contradictions(records: list[Record]) -> list[str]:
+    """A note when one film's bytes have both labels."""
+    first: dict[tuple[str, int], str] = {}
+    for record in records:
+        first.setdefault((record.sha256, record.label), record.path)
+    pairs = [(path, first[digest, 1]) for (digest, label), path in first.items() if not label and (digest, 1) in first]
+    if not pairs:
+        return []
+    return [
+        f"{standing(len(pairs), 'film', 'films')} there with both labels ({pairs[0][0]} = {pairs[0][1]}): one label of "
+        "each is wrong; remove it."
+    ]
 
 
 def described(record: Record, line: Line) -> Record:

@@ -21,7 +21,7 @@ from yaml import YAMLError
 
 from pneumonia.config import PACKAGE
 from pneumonia.data.exported import EXPORTED, read_told
-from pneumonia.data.records import CLASSES, Record, parse_name
+from pneumonia.data.records import CLASSES, Record, numbered, parse_name
 from pneumonia.errors import UserError
 from pneumonia.evaluation.checks import Floats, Ints, Strings
 from pneumonia.evaluation.films import Films
@@ -170,7 +170,8 @@ def read_table(file: Path) -> tuple[list[Row], list[str]]:
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
-            rows, columns = list(reader), list(reader.fieldnames or [])
+            rows: list[Row] = [{**row, "line": line} for line, row in numbered(reader)]
+            columns = list(reader.fieldnames or [])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(
             f"predictions={file}: can't be read ({error}); expected a CSV that predict or train wrote."
@@ -183,8 +184,8 @@ def read_table(file: Path) -> tuple[list[Row], list[str]]:
     if not rows:
         raise UserError(f"predictions={file}: no films in it; expected a row per film.")
     lines: dict[str, int] = {}
-    for line, row in enumerate(rows, start=2):
-        row["line"] = line
+    for row in rows:
+        line = row["line"]
         if not row["path"]:
             raise UserError(f"{file}, line {line}: no path: the line is cut short, or none was written; remove it.")
         if (first := lines.setdefault(row["path"], line)) != line:

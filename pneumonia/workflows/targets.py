@@ -1,15 +1,18 @@
 """Which films predict is asked for: one film, a folder of them, or a list with labels. No torch."""
 
 import csv
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from pneumonia.data.records import CLASSES, SUFFIXES, manifest_label, name_record
+from pneumonia.data.records import CLASSES, SUFFIXES, UNREAD, manifest_label, name_record, numbered
 from pneumonia.entry import writable_folder
 from pneumonia.errors import UserError
 from pneumonia.settings import PredictConfig
 from pneumonia.workflows.record import home_of
 from pneumonia.workflows.sources import checkpoint_file
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ def films_below(folder: Path) -> list[Path]:
     )
     if not found:
         raise UserError(f"images={folder}: no films in it; expected files that end in {', '.join(SUFFIXES)}.")
+    if other := sorted(file for file in folder.rglob("*") if file.suffix.lower() in UNREAD):
+        log.warning("%d files are left out, as %s: films are %s.", len(other), other[0], ", ".join(SUFFIXES))
     return found
 
 
@@ -98,14 +103,14 @@ def listed_films(file: Path) -> list[Film]:
     """The films of a list with path and, where known, label, patient, subtype, split; paths relative to `home_of`."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
+            rows = numbered(csv.DictReader(stream))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"images={file}: can't be read ({error}); expected a CSV with a column path.") from error
-    if not rows or "path" not in rows[0]:
+    if not rows or "path" not in rows[0][1]:
         raise UserError(f"images={file}: expected a CSV with a column path and a row per film.")
     home = home_of(file)
     films: dict[str, Film] = {}
-    for line, row in enumerate(rows, start=2):
+    for line, row in rows:
         path = row["path"] or ""
         if path in films:
             raise UserError(f"{file}, line {line}: {path} stands there already; each film must stand there once.")

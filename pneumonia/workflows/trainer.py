@@ -165,7 +165,9 @@ def processes_here(place: TrainerConfig, launch: Launch, on_gpu: bool) -> int:
 
 
 def precision(place: TrainerConfig, on_gpu: bool) -> str:
-    """bf16 where the GPU computes in it, else full."""
+    """bf16 where the GPU computes in it, else full. Raises UserError for float16 on a CPU."""
+    if place.precision == "16-mixed" and not on_gpu:
+        raise UserError("trainer.precision=16-mixed is for a GPU: type bf16-mixed or 32-true in place of it.")
     if place.precision != "auto":
         return place.precision
     return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"

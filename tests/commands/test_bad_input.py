@@ -72,6 +72,13 @@ def refused(command: Command, capsys: pytest.CaptureFixture[str], *arguments: st
         ("augment.steps=a,b", 'a list is typed as "augment.steps=[a,b]"'),
         ("hydra.run.dir=", "hydra.run.dir= is empty: name a folder, or leave it out"),
         ("data.root=my films, k=v", "a comma, a quote or = is typed as"),
+        ("data.root=it's", "typed as \"data.root='it\\'s'\""),
+        ("optimizer.betas=[0.9", "look after its brackets"),
+        ("augment=[keras]", "expected one of keras, light, none, strong, tone, wide; type augment=keras."),
+        ("experiment=[model1,record]", "type experiment=model1."),
+        ("+augment.p=1", "augment.p: there is no such setting; expected augment.steps"),
+        ("model.image_size=32", "model.image_size=32: films have 64 px: type data.image_size=32."),
+        ("data.root=films", "data.root=films: data=synthetic draws its films"),
         ("data.root=", "data.root= is empty"),
         ("trainer.devices=2", "several processes need trainer=ddp"),
     ],
@@ -141,6 +148,7 @@ def test_a_bad_value_anywhere_in_a_sweep_is_told_before_the_first_job(
         ("optimizer.lr=-1", "learning rate"),
         ("optimizer.betas=[0.9]", "wants a longer list than it got in"),
         ("schedule.warmup=2", "warmup=2"),
+        ("trainer.precision=16-mixed", "trainer.precision=16-mixed is for a GPU"),
         ("model.dense=[0]", "dense layers of [0] units"),
         ("unfreeze_epoch=1", "only model=vgg16 has frozen blocks"),
         ("augment.steps=[{_target_: albumentations.RandomCrop, height: 10, width: 10}]", "changes the size"),
@@ -354,6 +362,19 @@ def test_a_diverging_run_stops_with_its_step_and_says_so_in_run_json(
     told = capsys.readouterr().out
     assert "nan or infinite at step" in told and "Traceback" not in told
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+
+
+def test_a_film_under_both_labels_is_told(
+    command: Command, films_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command("prepare", f"data.root={films_copy}", "data.image_size=32")
+    assert "both labels" not in capsys.readouterr().out
+    film = sorted((films_copy / "train" / "PNEUMONIA").iterdir())[0]
+    shutil.copy(film, films_copy / "train" / "NORMAL" / film.name)
+    command("prepare", f"data.root={films_copy}", "data.image_size=32")
+    pair = f"train/NORMAL/{film.name} = train/PNEUMONIA/{film.name}"
+    told = f"1 film stands there with both labels ({pair}): one label of each is wrong"
+    assert told in capsys.readouterr().out
 
 
 def test_films_that_cannot_be_downloaded(

@@ -439,6 +439,19 @@ def test_two_votes_are_two_recipes(command: Command, tmp_path: Path) -> None:
     }
 
 
+def test_a_table_of_another_kind_is_not_written_over(
+    command: Command, sweep: Path, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "leaderboard.csv").write_text("my,own\n")
+    with pytest.raises(SystemExit) as ending:
+        command("compare", f"runs={sweep}", f"output={tmp_path}/mine", QUICK)
+    assert ending.value.code == 2 and "leaderboard.csv is there and not of a comparison" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "leaderboard.csv").read_text() == "my,own\n"
+    for _ in range(2):  # its own may be
+        command("compare", f"runs={sweep}", f"output={tmp_path}/ours", QUICK)
+
+
 def test_one_folder_takes_one_comparison(command: Command, sweep: Path, capsys: Any) -> None:
     with pytest.raises(SystemExit) as ending:
         command("compare", "-m", f"runs={sweep}", "metric=auroc,accuracy", QUICK)

@@ -199,6 +199,14 @@ def test_two_calls_of_a_sweep_write_no_report_over_one_another(
     assert not (run / "report.html").exists()
 
 
+@pytest.mark.parametrize("typed", ["operating_point=youden", "operating_point=[youden]"])
+def test_a_section_that_is_typed_as_a_value(command: Command, capsys: pytest.CaptureFixture[str], typed: str) -> None:
+    with pytest.raises(SystemExit):
+        command("evaluate", "run=run", typed)
+    told = "a section is typed by its settings, as operating_point.rule=accuracy"
+    assert f"{typed}: {told}" in capsys.readouterr().err
+
+
 def test_one_run_that_chooses_is_a_list_too(
     command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

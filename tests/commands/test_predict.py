@@ -165,6 +165,17 @@ def test_the_manifest_of_a_run_finds_the_runs_films(
     assert "and 6 more were left out" in told and "Errno" not in told
 
 
+def test_files_that_may_be_films_and_are_not_read_are_told(
+    command: Command, run: Path, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(phantoms / "test" / "NORMAL", tmp_path / "films")
+    (tmp_path / "films" / "ct.dcm").touch()
+    (tmp_path / "films" / "notes.txt").touch()
+    command("predict", f"run={run}", "images=films", "output=out.csv")
+    told = capsys.readouterr().out
+    assert "1 files are left out, as films/ct.dcm: films are .jpeg, .jpg, .png." in told and "notes" not in told
+
+
 def test_the_films_do_not_depend_on_their_batch(command: Command, run: Path, phantoms: Path, tmp_path: Path) -> None:
     command("predict", f"run={run}", f"images={phantoms / 'test'}", "output=a.csv")
     command("predict", f"run={run}", f"images={phantoms / 'test'}", "output=b.csv", "batch_size=3")

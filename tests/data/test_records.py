@@ -103,6 +103,8 @@ def test_a_film_that_changed_since_its_manifest_is_refused(films_copy: Path) -> 
         ("path,label,patient\na.png,2,p\n", "line 2: label=2"),
         ("label,patient,path\n0,p,a.png\n0,q\n", "line 3: no path"),
         ("path,label,patient\na.png,0,p\na.png,1,p\n", "line 3: a.png stands already in line 2"),
+        ("path,label,patient\na.png,0,p\n./a.png,1,p\n", "line 3: ./a.png stands already in line 2"),
+        ("path,label,patient\n\n\na.png,2,p\n", "line 4: label=2"),
         ("path,label,patient,split\na.png,0,p,tset\n", "split=tset"),
     ],
 )
@@ -115,8 +117,10 @@ def test_a_manifest_that_does_not_fit_is_refused_with_its_line(tmp_path: Path, t
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "film.jpeg").write_bytes(b"x")
-    good, bad = fingerprint_films(tmp_path, [Record("film.jpeg", 0, "p"), Record("gone.jpeg", 0, "q")])
-    assert [record.path for record in good] == ["film.jpeg"] and bad == [("gone.jpeg", "no such file")]
+    named = [Record(name, 0, name) for name in ("film.jpeg", "gone.jpeg", "zero\0byte.jpeg")]
+    good, bad = fingerprint_films(tmp_path, named)
+    assert [record.path for record in good] == ["film.jpeg"] and bad[0] == ("gone.jpeg", "no such file")
+    assert bad[1][0] == "zero\0byte.jpeg" and "null byte" in bad[1][1]
 
 
 def test_what_looks_like_films_and_is_not_read_is_told(films_copy: Path) -> None:

@@ -70,6 +70,7 @@ def test_warm_up_rises_linearly_and_ends_at_the_full_rate() -> None:
         (lambda: cosine(2.0, "step", 0.0, **LENGTH), "floor=2"),
         (lambda: cosine(0.0, "batch", 0.0, **LENGTH), "per=batch"),
         (lambda: step(["a"], 0.1, 0.0, **LENGTH), "milestones="),
+        (lambda: step([-1], 0.1, 0.0, **LENGTH), "milestones="),
         (lambda: exponential(0.9, 0, 0.0, **LENGTH), "steps=0"),
     ],
 )
