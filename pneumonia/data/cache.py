@@ -28,6 +28,7 @@ from tqdm import tqdm
 from pneumonia.data.decode import BadFilm, Decoded, decode, read_film
 from pneumonia.data.records import Record
 from pneumonia.errors import UserError
+from pneumonia.files import written
 from pneumonia.launch import usable_cores
 
 FORMAT = 3
@@ -242,10 +243,8 @@ def read_lines(file: Path) -> list[Line]:
 
 
 def write_lines(file: Path, lines: Sequence[Line]) -> None:
-    """Write films.csv anew through a temporary name."""
-    temporary = file.with_name(f".{file.name}")
-    with temporary.open("w", newline="") as stream:
+    """Write films.csv anew."""
+    with written(file) as temporary, temporary.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, [field.name for field in fields(Line)])
         writer.writeheader()
         writer.writerows(asdict(line) for line in lines)
-    os.replace(temporary, file)

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from pneumonia.errors import UserError, nearest
+from pneumonia.files import written
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 SPLITS = ("train", "val", "test")
@@ -240,13 +241,8 @@ def bad_files_message(bad: Sequence[tuple[str, str]], root: Path, films: int, sh
 
 
 def write_manifest(file: Path, records: Iterable[Record]) -> None:
-    """Write manifest.csv through a temporary name; reading it back gives the same records."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, [field.name for field in fields(Record)])
-            writer.writeheader()
-            writer.writerows(asdict(record) for record in records)
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write manifest.csv; reading it back gives the same records."""
+    with written(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, [field.name for field in fields(Record)])
+        writer.writeheader()
+        writer.writerows(asdict(record) for record in records)

@@ -7,13 +7,11 @@ Text      file names are drawn as they are: `$` starts no formula, and a glyph t
 """
 
 import math
-import os
 import textwrap
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,6 +23,8 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
+
+from pneumonia.files import written
 
 Film = NDArray[np.uint8]
 Layer = tuple[str, str, tuple[int, ...], int]  # name, kind, output shape without the batch, parameters
@@ -44,13 +44,9 @@ BOX, GAP, COLUMN_GAP, LINE, PAD = 3.3, 0.22, 0.55, 0.19, 0.07
 
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG at 150 dpi; a failed drawing leaves the file that was there, and nothing half-written."""
-    temporary = path.with_name(f".{uuid4().hex}.tmp")
-    try:
+    with written(path) as temporary:
         # Without the Software entry the same figure gives the same bytes under every matplotlib patch release.
         figure.savefig(temporary, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def class_counts(counts: Mapping[str, Mapping[str, int]]) -> Figure:

@@ -20,6 +20,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from pneumonia.errors import UserError
 from pneumonia.evaluation.metrics import confusion
+from pneumonia.files import written
 from pneumonia.models.vgg import VGG
 from pneumonia.report.figures import confusion_matrix, last_validated
 from pneumonia.settings import lower_is_better
@@ -234,9 +235,8 @@ def drop_rows(file: Path, epoch: int) -> None:
     if not kept:
         file.unlink(missing_ok=True)  # the next row brings its header
         return
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_bytes(b"".join([header, *kept]))
-    os.replace(temporary, file)
+    with written(file) as temporary:
+        temporary.write_bytes(b"".join([header, *kept]))
 
 
 def append_row(file: Path, row: dict[str, float]) -> None:

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from pneumonia.data.exported import EXPORTED
 from pneumonia.errors import UserError
+from pneumonia.files import written
 from pneumonia.training.classifier import Classifier
 from pneumonia.training.export import read_exported
 
@@ -23,15 +24,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> None:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
         try:
-            with temporary.open("wb") as stream:
-                torch.save(checkpoint, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            if target.name == "last.ckpt" and target.exists():
-                os.replace(target, target.with_name("previous.ckpt"))  # what resuming falls back to
-            os.replace(temporary, target)
+            with written(target) as temporary:
+                with temporary.open("wb") as stream:
+                    torch.save(checkpoint, stream)
+                    stream.flush()
+                    os.fsync(stream.fileno())  # on the disk before the one that it takes the place of moves
+                if target.name == "last.ckpt" and target.exists():
+                    os.replace(target, target.with_name("previous.ckpt"))  # what resuming falls back to
         except (OSError, RuntimeError) as error:  # torch has its own kind for a write that failed
             if signal := signal_behind(error):
                 raise signal from None
@@ -39,8 +39,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"{target} can't be written ({error}): make room, then go on with resume={target.parent.parent}; "
                 "the checkpoint before it is whole."
             ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def signal_behind(error: BaseException) -> BaseException | None:

@@ -5,7 +5,6 @@ Format  safetensors, weights as float16, and what data/exported.py says in its m
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pneumonia.data.exported import KEY, not_exported, read_told
+from pneumonia.files import written
 
 
 def write_exported(
     file: Path, state: dict[str, torch.Tensor], hyper_parameters: dict[str, Any], recipe: dict[str, Any]
 ) -> None:
-    """Write `state` and what belongs to it, through a temporary name."""
+    """Write `state` and what belongs to it."""
     halves = {name: half(value).contiguous() for name, value in state.items()}
     told = json.dumps({"hyper_parameters": hyper_parameters, "recipe": recipe}, sort_keys=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
+    with written(file) as temporary:
         save_file(halves, temporary, {KEY: told})
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def half(value: torch.Tensor) -> torch.Tensor:

@@ -29,6 +29,7 @@ from pneumonia.attribution.superpixel import Explanation, Lime
 from pneumonia.build import build
 from pneumonia.data.records import CLASSES
 from pneumonia.errors import UserError
+from pneumonia.files import written
 from pneumonia.report import overlays
 from pneumonia.report.figures import save
 from pneumonia.settings import OUTCOMES, ExplainConfig
@@ -37,7 +38,7 @@ from pneumonia.training.checkpoint import load_classifier
 from pneumonia.training.classifier import Classifier
 from pneumonia.training.precision import full_float32
 from pneumonia.workflows.predictions import sigmoid
-from pneumonia.workflows.record import write_json, written
+from pneumonia.workflows.record import write_json
 from pneumonia.workflows.selection import NAMES, Film, Request, films_to_explain, pictured
 
 log = logging.getLogger(__name__)

@@ -17,9 +17,9 @@ from pneumonia.data.records import Record
 from pneumonia.errors import UserError
 from pneumonia.evaluation.calibration import calibrate, fit_platt
 from pneumonia.evaluation.checks import Floats
+from pneumonia.files import written
 from pneumonia.settings import TrainConfig
 from pneumonia.workflows.films import films_of
-from pneumonia.workflows.record import written
 from pneumonia.workflows.resume import settings_of
 from pneumonia.workflows.sources import Source, jobs_of, read_run
 

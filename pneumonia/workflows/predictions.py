@@ -15,10 +15,10 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from pneumonia.data.datamodule import FilmDataModule
 from pneumonia.evaluation.metrics import summary
+from pneumonia.files import written
 from pneumonia.training.classifier import Classifier
 from pneumonia.training.precision import full_float32
 from pneumonia.workflows.films import Films
-from pneumonia.workflows.record import written
 
 COLUMNS = ("path", "patient", "subtype", "label", "split", "logit", "probability")
 THRESHOLD = 0.5

@@ -1,18 +1,17 @@
 """run.json: when, where and from what a run was made, and how it ended; it differs between equal runs."""
 
 import json
-import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
+from pneumonia.files import written
 from pneumonia.launch import usable_cores
 
 PACKAGES = (
@@ -26,19 +25,6 @@ PACKAGES = (
     "opencv-python-headless",
     "scikit-learn",
 )
-
-
-@contextmanager
-def written(file: Path) -> Iterator[Path]:
-    """A name beside `file` to write to, renamed to it when the block ends well, else removed: whole or not there."""
-    temporary = file.with_name(f".{file.name}.{uuid4().hex}")  # other machines may write the same file
-    try:
-        yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from yaml import YAMLError
 from pneumonia.config import compose, quoted
 from pneumonia.data.records import Record
 from pneumonia.errors import UserError
+from pneumonia.files import written
 from pneumonia.launch import launched
 from pneumonia.settings import TrainConfig, named_standardize
-from pneumonia.workflows.record import read_json, written
+from pneumonia.workflows.record import read_json
 
 log = logging.getLogger(__name__)
 

@@ -31,6 +31,7 @@ from pneumonia.attribution.pointing import central_share, iou_at_equal_area, mas
 from pneumonia.build import build
 from pneumonia.errors import UserError
 from pneumonia.evaluation.intervals import wilson
+from pneumonia.files import written
 from pneumonia.report.figures import save
 from pneumonia.report.scoreboard import Measure, scoreboard
 from pneumonia.settings import ScoreboardConfig
@@ -48,7 +49,7 @@ from pneumonia.workflows.explanation import (
     warn_of_other_probabilities,
     with_bar,
 )
-from pneumonia.workflows.record import write_json, written
+from pneumonia.workflows.record import write_json
 from pneumonia.workflows.selection import NAMES, Request, films_to_score
 
 log = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ import numpy as np
 from pneumonia.errors import UserError
 from pneumonia.evaluation.checks import Floats
 from pneumonia.evaluation.stress import stress_table
+from pneumonia.files import written
 from pneumonia.settings import EvaluateConfig
-from pneumonia.workflows.record import written
 from pneumonia.workflows.sources import Source
 
 SAME = 0.01  # the most by which a film's probability, computed again, may differ from that of predictions.csv

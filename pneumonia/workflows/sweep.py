@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from pneumonia.errors import UserError
+from pneumonia.files import written
 from pneumonia.launch import launched
 from pneumonia.settings import FILMS_LAY, CompareConfig, TrainConfig, lower_is_better
 from pneumonia.workflows.comparison import compare
@@ -35,7 +36,7 @@ from pneumonia.workflows.processes import (
     one_at_a_time,
     own_port,
 )
-from pneumonia.workflows.record import read_json, write_json, written
+from pneumonia.workflows.record import read_json, write_json
 from pneumonia.workflows.resume import flat, unfinished_run
 
 log = logging.getLogger(__name__)
