@@ -67,18 +67,14 @@ def confident_mistakes(label: ArrayLike, probability: ArrayLike, threshold: floa
     return wrong[np.argsort(np.where(truth == 1, score, 1 - score)[wrong], kind="stable")]
 
 
-def rates(tn: int, fp: int, fn: int, tp: int) -> dict[str, float | None]:
-    """The metrics that follow from the four counts alone."""
-    sensitivity, specificity = ratio(tp, tp + fn), ratio(tn, tn + fp)
+def rates(counts: Mapping[str, int]) -> dict[str, float | None]:
+    """The metrics that follow from the counts of `confusion` alone."""
+    found = {name: ratio(*films) for name, films in proportions(counts).items()}
+    sensitivity, specificity = found["sensitivity"], found["specificity"]
     both = sensitivity is not None and specificity is not None
-    return {
-        "accuracy": ratio(tn + tp, tn + fp + fn + tp),
+    return found | {
         "balanced_accuracy": (sensitivity + specificity) / 2 if both else None,  # type: ignore[operator]
-        "sensitivity": sensitivity,
-        "specificity": specificity,
-        "ppv": ratio(tp, tp + fp),
-        "npv": ratio(tn, tn + fn),
-        "f1": ratio(2 * tp, 2 * tp + fp + fn),
+        "f1": ratio(2 * counts["tp"], 2 * counts["tp"] + counts["fp"] + counts["fn"]),
     }
 
 
@@ -93,7 +89,7 @@ def point_metrics(label: ArrayLike, probability: ArrayLike, threshold: float) ->
     two = 0 < truth.sum() < truth.size
     both_calls = 0 < called.sum() < called.size
     found: dict[str, float | None] = {
-        **rates(**counts),
+        **rates(counts),
         "auroc": float(roc_auc_score(truth, score)) if two else None,
         "average_precision": float(average_precision_score(truth, score)) if two else None,
         "mcc": float(matthews_corrcoef(truth, called)) if two and both_calls else None,

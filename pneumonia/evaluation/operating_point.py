@@ -43,14 +43,6 @@ class OperatingPoint:
     def accuracy(self) -> float:
         return (self.tn + self.tp) / self.n
 
-    @property
-    def sensitivity(self) -> float:
-        return self.tp / (self.tp + self.fn)
-
-    @property
-    def specificity(self) -> float:
-        return self.tn / (self.tn + self.fp)
-
 
 def choose_threshold(
     label: ArrayLike,

@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from pneumonia.evaluation.bootstrap import bootstrap_draws, percentile_interval, width_or_none
 from pneumonia.evaluation.checks import Floats, Ints, Strings, checked, checked_patient
 from pneumonia.evaluation.intervals import auroc_interval
-from pneumonia.evaluation.metrics import confusion, point_metrics
+from pneumonia.evaluation.metrics import confusion, point_metrics, proportions
 from pneumonia.evaluation.subgroups import Estimate, proportion
 
 Film = NDArray[np.uint8]  # [H, W]
@@ -122,14 +122,14 @@ def pooled(
 
 def row(name: str, label: ArrayLike, score: Floats, threshold: float, draws: Floats, level: float) -> Stressed:
     """One row; `draws` [B] are the AUROCs of the resamples. One class only: AUROC and one rate are None."""
-    counts = confusion(label, score, threshold)
+    of = proportions(confusion(label, score, threshold))
     return Stressed(
         name,
         Estimate(
             point_metrics(label, score, threshold)["auroc"], auroc_interval(draws, label, score, level), score.size
         ),
-        proportion(counts["tp"], counts["tp"] + counts["fn"], level),
-        proportion(counts["tn"], counts["tn"] + counts["fp"], level),
+        proportion(*of["sensitivity"], level),
+        proportion(*of["specificity"], level),
     )
 
 

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pneumonia.evaluation.checks import Floats, Interval, Ints, Strings, checked, checked_patient
 from pneumonia.evaluation.intervals import delong, wilson
-from pneumonia.evaluation.metrics import confusion, ratio
+from pneumonia.evaluation.metrics import confusion, proportions, ratio
 
 
 @dataclass(frozen=True)
@@ -122,14 +122,13 @@ def _by_mode(split: _Split, mode: Strings | None) -> list[Subgroup]:
 
 def _row(split: _Split, group: str, name: str, part: NDArray[np.bool_]) -> Subgroup:
     label, score = split.label[part], split.probability[part]
-    counts = confusion(label, score, split.threshold)
-    tn, fp, fn, tp = (counts[key] for key in ("tn", "fp", "fn", "tp"))
+    of = proportions(confusion(label, score, split.threshold))
     ranked = delong(label, score, split.level)
     return Subgroup(
         group, name, label.size, int(label.sum()), np.unique(split.patient[part]).size,
-        accuracy=proportion(tn + tp, label.size, split.level),
-        sensitivity=proportion(tp, tp + fn, split.level),
-        specificity=proportion(tn, tn + fp, split.level),
+        accuracy=proportion(*of["accuracy"], split.level),
+        sensitivity=proportion(*of["sensitivity"], split.level),
+        specificity=proportion(*of["specificity"], split.level),
         auroc=Estimate(ranked.auroc, ranked.interval, label.size),
     )  # fmt: skip
 
