@@ -18,6 +18,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from pneumonia.evaluation.bootstrap import bootstrap_draws
 from pneumonia.evaluation.checks import Floats, Interval, checked_label, checked_patient
+from pneumonia.evaluation.frame import BORDER, inside
 from pneumonia.evaluation.intervals import auroc_interval
 from pneumonia.evaluation.metrics import point_metrics
 
@@ -25,7 +26,6 @@ Images = NDArray[np.uint8]
 FOLDS = 5
 FILMS_AT_ONCE = 256
 FILL = 128  # one grey for all films: a film's own mean would still tell its exposure
-BORDER = 0.15  # share of each side that is border; the centre is then 49 % of the area
 CORNER = 0.2  # side of a masked corner, where "R" and "L" markers sit
 BLUR = 0.05  # standard deviation over the height: 11 px of 224, textures gone, shapes left
 
@@ -109,12 +109,12 @@ def as_is(images: Images) -> Images:
 
 def border_only(images: Images) -> Images:
     """The outer BORDER of each side kept, the centre blanked."""
-    return np.where(_centre(images), np.uint8(FILL), images)
+    return np.where(inside(images.shape[1:], BORDER), np.uint8(FILL), images)
 
 
 def centre_only(images: Images) -> Images:
     """The centre kept, the outer BORDER of each side blanked."""
-    return np.where(_centre(images), images, np.uint8(FILL))
+    return np.where(inside(images.shape[1:], BORDER), images, np.uint8(FILL))
 
 
 def corners_masked(images: Images) -> Images:
@@ -137,7 +137,7 @@ def blurred(images: Images) -> Images:
 
 def common_centre(images: Images, common: NDArray[np.uint8]) -> Images:
     """The outer BORDER of each side kept around the centre of `common` [H, W]."""
-    return np.where(_centre(images), common, images)
+    return np.where(inside(images.shape[1:], BORDER), common, images)
 
 
 def variants(common: NDArray[np.uint8]) -> dict[str, Callable[[Images], Images]]:
@@ -153,14 +153,6 @@ def variants(common: NDArray[np.uint8]) -> dict[str, Callable[[Images], Images]]
         "corners_masked": corners_masked,
         "blurred": blurred,
     }
-
-
-def _centre(images: Images) -> NDArray[np.bool_]:
-    height, width = images.shape[1:]
-    row, column = max(1, round(BORDER * height)), max(1, round(BORDER * width))
-    centre = np.zeros((height, width), dtype=bool)
-    centre[row : height - row, column : width - column] = True
-    return centre
 
 
 def _audit(

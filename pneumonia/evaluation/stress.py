@@ -27,6 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pneumonia.evaluation.bootstrap import bootstrap_draws, percentile_interval, width_or_none
 from pneumonia.evaluation.checks import Floats, Ints, Strings, checked, checked_patient
+from pneumonia.evaluation.frame import inside
 from pneumonia.evaluation.intervals import auroc_interval
 from pneumonia.evaluation.metrics import confusion, point_metrics, proportions
 from pneumonia.evaluation.subgroups import Estimate, proportion
@@ -191,12 +192,12 @@ def rotate(film: Film, rng: np.random.Generator, degrees: float) -> Film:
 
 def invert_margins(film: Film, _: np.random.Generator) -> Film:
     """The outer MARGIN of each side as a negative."""
-    return np.where(inner(film.shape), film, 255 - film)
+    return np.where(inside(film.shape, MARGIN), film, 255 - film)
 
 
 def whiten_margins(film: Film, _: np.random.Generator) -> Film:
     """The outer MARGIN of each side white."""
-    return np.where(inner(film.shape), film, np.uint8(255))
+    return np.where(inside(film.shape, MARGIN), film, np.uint8(255))
 
 
 def downsample(film: Film, _: np.random.Generator, share: float) -> Film:
@@ -220,14 +221,6 @@ def to_shape(film: Film, shape: tuple[int, ...]) -> Film:
     """Resized to [H, W]: by area when it shrinks, bilinear when it grows."""
     way = cv2.INTER_AREA if shape[0] < film.shape[0] else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(film, (shape[1], shape[0]), interpolation=way))
-
-
-def inner(shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """True inside the margins [H, W]."""
-    row, column = (max(1, round(MARGIN * side)) for side in shape)
-    inside = np.zeros(shape, dtype=bool)
-    inside[row : shape[0] - row, column : shape[1] - column] = True
-    return inside
 
 
 CORRUPTIONS: dict[str, Corruption] = {

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, avg_pool2d, grid_sample, interpolate
 
-from pneumonia.training.mixing import BORDER
+from pneumonia.evaluation.frame import BORDER
 
 SIDE = 32  # pixels of the mean film
 REACH = 1 - 2 * BORDER  # of half a side, from the middle: what is around the lungs has no say

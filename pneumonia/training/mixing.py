@@ -5,7 +5,8 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv2d, pad
 from torchvision.transforms.v2 import CutMix, MixUp
 
-BORDER = 0.15  # share of each side that is border, as in the shortcut audit
+from pneumonia.evaluation.frame import BORDER, inner
+
 KERNELS = (1, 3, 5, 7)  # pixels a side
 FILTERED = 0.8  # the most that a filtered film counts beside the film itself
 GREY = 128.0  # what takes the place of the centre: one value for all films, since a film's own mean tells its exposure
@@ -89,11 +90,5 @@ def framed_by(film: Tensor, other: Tensor) -> Tensor:
 def centre_of(film: Tensor) -> Tensor:
     """bool [S, S]: what is no border of films [N, 1, S, S]."""
     centre = torch.zeros(film.shape[-2:], dtype=torch.bool, device=film.device)
-    centre[inner(film)] = True
+    centre[inner(film.shape[-2:], BORDER)] = True
     return centre
-
-
-def inner(film: Tensor) -> tuple[slice, slice]:
-    """The rows and columns of films [N, 1, S, S] that are no border."""
-    rows, columns = (slice(round(BORDER * side), side - round(BORDER * side)) for side in film.shape[-2:])
-    return rows, columns

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d, interpolate, pad
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from pneumonia.training.mixing import inner
+from pneumonia.evaluation.frame import BORDER, inner
 
 KEPT = (0.87, 0.77, 0.69)  # shares of the height; a series of films that no net had seen was told apart better in them
 WINDOW = 0.5  # share of the side that counts as a pixel's surroundings
@@ -35,7 +35,7 @@ def by_centre(grey: Tensor) -> Tensor:
 
 def of_centre(grey: Tensor) -> Level:
     """[N, 1, S, S] in [0, 1] -> mean and standard deviation [N, 1, 1, 1] of what is within the border."""
-    rows, columns = inner(grey)
+    rows, columns = inner(grey.shape[-2:], BORDER)
     centre = grey[:, :, rows, columns]
     mean = centre.mean((1, 2, 3), keepdim=True)
     return mean, centre.std((1, 2, 3), correction=0, keepdim=True).clamp(min=1e-3)
