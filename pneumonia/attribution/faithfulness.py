@@ -9,7 +9,7 @@ import torch
 from captum.metrics import infidelity as captum_infidelity
 from captum.metrics import sensitivity_max
 from torch import Tensor, nn
-from torch.nn import functional
+from torchvision.transforms.v2.functional import gaussian_blur
 
 from pneumonia.attribution.batching import batch_for, halved_until_it_fits, predict
 from pneumonia.attribution.contract import Method, check_images, evaluating, seeded
@@ -41,14 +41,8 @@ def completeness_error(net: nn.Module, images: Tensor, attribution: Tensor, base
 
 def blurred(images: Tensor) -> Tensor:
     """Gaussian blur of [N, 3, H, W] that leaves the place but not the detail; borders are mirrored."""
-    x = torch.arange(BLUR_WIDTH, device=images.device, dtype=images.dtype) - BLUR_WIDTH // 2
-    kernel = functional.softmax(-(x**2) / (2 * BLUR_SIGMA**2), dim=0)
-    margin = min(BLUR_WIDTH // 2, *(side - 1 for side in images.shape[-2:]))
-    kernel = kernel[BLUR_WIDTH // 2 - margin : BLUR_WIDTH // 2 + margin + 1]
-    kernel = (kernel / kernel.sum()).expand(images.shape[1], 1, 1, -1)
-    padded = functional.pad(images, (margin,) * 4, mode="reflect")
-    across = functional.conv2d(padded, kernel, groups=images.shape[1])
-    return functional.conv2d(across, kernel.transpose(-1, -2), groups=images.shape[1])
+    width = min(BLUR_WIDTH, *(2 * side - 1 for side in images.shape[-2:]))
+    return gaussian_blur(images, [width, width], [BLUR_SIGMA, BLUR_SIGMA])
 
 
 def replacement_curve(net: nn.Module, image: Tensor, into: Tensor, attribution: Tensor, steps: int) -> Tensor:
