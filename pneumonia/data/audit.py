@@ -63,21 +63,18 @@ def near_copies(records: Sequence[Record], films: Iterable[Film]) -> dict[str, A
 
     A thumbnail and a hash are kept of each, 4 kB; 5,528 films of 224 px take under 3 s on 2 cores.
     """
+    from scipy.sparse import lil_matrix
+    from scipy.sparse.csgraph import connected_components
+
     reduced = [(shrunk(film, SIDE, SIDE), shrunk(film, 17, 16)) for film in films]
     small = [thumbnail for thumbnail, _ in reduced]
-    parent = list(range(len(records)))
-
-    def top(index: int) -> int:
-        while parent[index] != index:
-            index = parent[index]
-        return index
-
+    graph = lil_matrix((len(records), len(records)), dtype=bool)
     for a, b in alike(difference_hash(np.stack([cells for _, cells in reduced]))):
         if records[a].sha256 != records[b].sha256 and correlation(small[a], small[b]) >= CORRELATION:
-            parent[max(top(a), top(b))] = min(top(a), top(b))
+            graph[a, b] = True
     groups: dict[int, list[Record]] = defaultdict(list)
-    for index, record in enumerate(records):
-        groups[top(index)].append(record)
+    for group, record in zip(connected_components(graph, directed=False)[1], records, strict=True):
+        groups[group].append(record)
     return described([group for group in groups.values() if len(group) > 1])
 
 
