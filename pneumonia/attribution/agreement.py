@@ -71,13 +71,3 @@ def randomised(net: AnyModule, seed: int) -> AnyModule:
             elif any(True for _ in module.parameters(recurse=False)):
                 raise ValueError(f"Layer {name!r} ({type(module).__name__}) has weights but no reset_parameters()")
     return other
-
-
-def randomisation_check(method: Method, net: nn.Module, images: Tensor, seed: int) -> Floats:
-    """Rank correlation of |attribution| between `net` and a randomised copy, [N] (Adebayo 2018, arXiv:1810.03292).
-
-    An explanation of what was learnt should be near 0; one near 1 shows the film, not the net. `net` stays as it is.
-    """
-    trained = method.attribute(net, images)
-    untrained = method.attribute(randomised(net, seed), images)
-    return rank_correlation(trained.abs(), untrained.abs())

@@ -16,6 +16,7 @@ from pneumonia.attribution.contract import Method, check_images, evaluating, see
 
 BLUR_WIDTH, BLUR_SIGMA = 11, 5.0  # pixels, RISE's own code: github.com/eclique/RISE, evaluation.py
 AT_MOST = 256  # images in the net at once
+NOISE = 0.02  # either way, of a grey in [0, 1]
 
 
 def check_maps(images: Tensor, attribution: Tensor) -> None:
@@ -23,20 +24,6 @@ def check_maps(images: Tensor, attribution: Tensor) -> None:
     check_images(images)
     if attribution.shape != (len(images), *images.shape[-2:]):
         raise ValueError(f"Expected an attribution {[len(images), *images.shape[-2:]]}, got {list(attribution.shape)}")
-
-
-def completeness_error(net: nn.Module, images: Tensor, attribution: Tensor, baseline: float = 0.0) -> Tensor:
-    """|sum of the map - (logit(film) - logit(baseline))| over |logit(film) - logit(baseline)|, [N].
-
-    The completeness axiom of integrated gradients (arXiv:1703.01365, section 3) and DeepLift.
-    """
-    check_maps(images, attribution)
-    both = torch.cat([images, torch.full_like(images[:1], baseline)])
-    logits = predict(
-        net, lambda start, stop: both[start:stop], len(both), batch_for(net, both[:1], AT_MOST, gradients=False)
-    )
-    change = logits[:-1] - logits[-1]
-    return (attribution.flatten(1).sum(1) - change).abs() / change.abs()
 
 
 def blurred(images: Tensor) -> Tensor:
@@ -133,10 +120,8 @@ def infidelity(net: nn.Module, images: Tensor, attribution: Tensor, samples: int
         return halved_until_it_fits(over_all, batch_for(net, images[:1], AT_MOST, gradients=False))
 
 
-def max_sensitivity(
-    method: Method, net: nn.Module, images: Tensor, samples: int = 10, radius: float = 0.02, seed: int = 0
-) -> Tensor:
-    """Captum's max-sensitivity: the largest relative change of the map under noise within `radius` of grey, [N].
+def max_sensitivity(method: Method, net: nn.Module, images: Tensor, samples: int = 10, seed: int = 0) -> Tensor:
+    """Captum's max-sensitivity: the largest relative change of the map under noise within NOISE of grey, [N].
 
     Yeh 2019, arXiv:1901.09392, definition 3; 0 is best. The method runs samples + 1 times: take fewer for LIME.
     """
@@ -147,6 +132,6 @@ def max_sensitivity(
 
     with seeded(seed, images.device):
         value: Tensor = sensitivity_max(
-            explain, images, perturb_radius=radius, n_perturb_samples=samples, max_examples_per_batch=len(images)
+            explain, images, perturb_radius=NOISE, n_perturb_samples=samples, max_examples_per_batch=len(images)
         )
     return value

@@ -6,7 +6,8 @@ meaning (an empty mask, no attribution). Equal pixels share their credit, so a c
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+MARGIN = 1 / 8
 
 
 def _check(attribution: Tensor, mask: Tensor) -> None:
@@ -17,35 +18,27 @@ def _check(attribution: Tensor, mask: Tensor) -> None:
         )
 
 
-def central_share(attribution: Tensor, margin: float = 0.125) -> Tensor:
-    """Share of |attribution| outside a frame that is `margin` of each side wide, [N].
+def central_share(attribution: Tensor) -> Tensor:
+    """Share of |attribution| outside a frame that is MARGIN of each side wide, [N].
 
-    An even map scores the central field's share of the pixels, about (1 - 2 margin)^2: 0.5625 for one eighth.
+    An even map scores the central field's share of the pixels, about (1 - 2 MARGIN)^2 = 0.5625.
     """
-    if not 0 <= margin < 0.5:
-        raise ValueError(f"margin={margin}: expected 0 to below 0.5 of the side")
     height, width = attribution.shape[-2:]
-    rows, columns = round(height * margin), round(width * margin)
+    rows, columns = round(height * MARGIN), round(width * MARGIN)
     magnitude = attribution.abs().double()
     central = magnitude[:, rows : height - rows, columns : width - columns].sum((1, 2))
     return central / magnitude.sum((1, 2))
 
 
-def grown(mask: Tensor, tolerance: int) -> Tensor:
-    """Every pixel within `tolerance` pixels (Euclidean) of a bool mask [N, H, W]."""
-    offset = torch.arange(-tolerance, tolerance + 1, device=mask.device)
-    disc = (offset[:, None] ** 2 + offset[None, :] ** 2 <= tolerance**2).float()
-    return functional.conv2d(mask[:, None].float(), disc[None, None], padding=tolerance)[:, 0] > 0.5
+def pointing_game(attribution: Tensor, mask: Tensor) -> Tensor:
+    """1 where the highest attribution lies in the mask, else 0, [N].
 
-
-def pointing_game(attribution: Tensor, mask: Tensor, tolerance: int = 0) -> Tensor:
-    """1 where the highest attribution lies within `tolerance` pixels of the mask, else 0, [N].
-
-    A plateau of equal maxima (LIME) scores the share of it that hits. Zhang 2018, arXiv:1608.00507, with 15 pixels.
+    A plateau of equal maxima (LIME) scores the share of it that hits. Zhang 2018, arXiv:1608.00507, who forgives 15
+    pixels.
     """
     _check(attribution, mask)
     highest = attribution == attribution.amax((1, 2), keepdim=True)
-    hits = (highest & grown(mask, tolerance)).sum((1, 2)) / highest.sum((1, 2))
+    hits = (highest & mask).sum((1, 2)) / highest.sum((1, 2))
     return hits.masked_fill(~mask.any(2).any(1), torch.nan)
 
 

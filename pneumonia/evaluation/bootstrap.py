@@ -110,19 +110,6 @@ def bootstrap_draws(
     return Draws(values, left_out=resamples - remaining, seed=seed)
 
 
-def clustered_bootstrap(
-    label: ArrayLike,
-    probability: ArrayLike,
-    patient: ArrayLike,
-    threshold: float,
-    resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> dict[str, Interval | None]:
-    """{metric: (low, high) | None}, every metric of `point_metrics`; `bootstrap_draws` also counts what is left out."""
-    return bootstrap_draws(label, probability, patient, threshold, resamples, seed).intervals(level)
-
-
 def curve_bands(
     label: ArrayLike,
     probability: ArrayLike,

@@ -18,12 +18,8 @@ from numpy.typing import ArrayLike
 from scipy.special import expit, logit
 from scipy.stats import binomtest, norm, rankdata
 
-from pneumonia.evaluation.bootstrap import clustered_bootstrap, curve_bands, percentile_interval, width_or_none
+from pneumonia.evaluation.bootstrap import percentile_interval, width_or_none
 from pneumonia.evaluation.checks import Floats, Interval, Ints, checked_label, checked_score
-
-__all__ = [
-    "Delong", "Paired", "auroc_interval", "clustered_bootstrap", "curve_bands", "delong", "delong_paired", "wilson",
-]  # fmt: skip
 
 
 class Delong(NamedTuple):

@@ -16,6 +16,8 @@ from sklearn.metrics import average_precision_score, brier_score_loss, log_loss,
 from pneumonia.evaluation.checks import Floats, Ints, checked
 
 ECE_BINS = 15  # Guo et al. 2017, arXiv:1706.04599, table 1
+ECE_EDGES = np.linspace(0, 1, ECE_BINS + 1)
+DRAWS = 200  # of labels, for the ECE of chance
 
 METRICS = (
     "accuracy", "balanced_accuracy", "auroc", "average_precision", "sensitivity", "specificity",
@@ -113,42 +115,41 @@ def summary(label: ArrayLike, probability: ArrayLike, threshold: float) -> dict[
     }
 
 
-def bin_index(probability: Floats, bins: int = ECE_BINS) -> Ints:
+def bin_index(probability: Floats) -> Ints:
     """Number of the equal-width bin ((m-1)/M, m/M] that holds each probability [N]; 0 falls in the first."""
-    edges = np.linspace(0, 1, bins + 1)[1:-1]
-    return np.searchsorted(edges, probability, side="left").astype(np.int64)
+    return np.searchsorted(ECE_EDGES[1:-1], probability, side="left").astype(np.int64)
 
 
-def reliability_bins(label: ArrayLike, probability: ArrayLike, bins: int = ECE_BINS) -> list[ReliabilityBin]:
+def reliability_bins(label: ArrayLike, probability: ArrayLike) -> list[ReliabilityBin]:
     """The reliability diagram: per bin of the predicted probability of class 1, its mean and the share of positives."""
     truth, score = checked(label, probability)
-    index = bin_index(score, bins)
+    index = bin_index(score)
     count, positives, total = (
-        np.bincount(index, weights=weights, minlength=bins) for weights in (np.ones(truth.size), truth, score)
+        np.bincount(index, weights=weights, minlength=ECE_BINS) for weights in (np.ones(truth.size), truth, score)
     )
-    edges = np.linspace(0, 1, bins + 1).tolist()
+    edges = ECE_EDGES.tolist()
     return [
         ReliabilityBin(edges[m], edges[m + 1], int(count[m]), ratio(total[m], count[m]), ratio(positives[m], count[m]))
-        for m in range(bins)
+        for m in range(ECE_BINS)
     ]
 
 
-def ece(label: ArrayLike, probability: ArrayLike, bins: int = ECE_BINS) -> float:
+def ece(label: ArrayLike, probability: ArrayLike) -> float:
     """Expected calibration error: mean of |share of positives - mean probability| over bins, weighted by films.
 
     Guo et al. 2017, equation 3, with the probability of class 1 in place of the winner's (as torchmetrics' binary one):
     for two classes it also sees errors that cancel between "surely normal" and "surely pneumonia".
     """
     truth, score = checked(label, probability)
-    gap = np.bincount(bin_index(score, bins), weights=truth - score, minlength=bins)
+    gap = np.bincount(bin_index(score), weights=truth - score, minlength=ECE_BINS)
     return float(np.abs(gap).sum() / truth.size)
 
 
-def chance_ece(probability: ArrayLike, draws: int = 200, seed: int = 0) -> float:
+def chance_ece(probability: ArrayLike, seed: int = 0) -> float:
     """The mean ECE where every probability [N] is true: labels are drawn by it. So much is chance on so few films."""
     score = np.asarray(probability, np.float64)
     index, rng = bin_index(score), np.random.default_rng(seed)
-    gaps = [np.bincount(index, weights=(rng.random(score.size) < score) - score) for _ in range(draws)]
+    gaps = [np.bincount(index, weights=(rng.random(score.size) < score) - score) for _ in range(DRAWS)]
     return float(np.mean([np.abs(gap).sum() for gap in gaps]) / score.size)
 
 

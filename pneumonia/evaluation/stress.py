@@ -69,14 +69,14 @@ class Stress:
     worst: str | None
 
 
-def stress_scores(predict: Predict, batches: Iterable[Images], seed: int = 0) -> dict[str, Floats]:
+def stress_scores(predict: Predict, batches: Iterable[Images]) -> dict[str, Floats]:
     """{"as_is" or corruption: probability [N]} of films that come in batches uint8 [n, H, W], each read once."""
     names = ("as_is", *CORRUPTIONS)
     parts: dict[str, list[Floats]] = {name: [] for name in names}
     done = 0
     for batch in batches:
         for name in names:
-            shown = batch if name == "as_is" else corrupted(batch, name, seed, done)
+            shown = batch if name == "as_is" else corrupted(batch, name, first=done)
             parts[name].append(np.asarray(predict(shown), dtype=np.float64))
         done += len(batch)
     return {name: np.concatenate(part) if part else np.empty(0) for name, part in parts.items()}

@@ -31,6 +31,7 @@ DPI = 110
 LINES = ("#0072B2", "#D55E00", "#009E73", *OTHER_COLOURS[:3], "#000000")
 STYLES = ("-", "--", ":", "-.")
 ENLARGED = 4  # pixels a side for one of a corner
+WIDTH = 1100  # pixels, at most, of a sheet in a page
 FRAME = "#E69F00"
 
 
@@ -55,11 +56,11 @@ def inline_framed(corner: Film, place: tuple[int, int], size: tuple[int, int]) -
     return jpeg_uri(picture)
 
 
-def inline_sheet(file: Path, width: int = 1100) -> str:
-    """A picture file as a JPEG data URI at most `width` pixels wide."""
+def inline_sheet(file: Path) -> str:
+    """A picture file as a JPEG data URI at most WIDTH pixels wide."""
     with Image.open(file) as picture:
         sheet = picture.convert("RGB")
-    sheet.thumbnail((width, 10 * width))
+    sheet.thumbnail((WIDTH, 10 * WIDTH))
     return jpeg_uri(sheet)
 
 

@@ -177,14 +177,12 @@ def _scale(figure: Figure, axes: Sequence[Axes] | NDArray[np.object_], palette: 
     bar.ax.tick_params(labelsize=TEXT, length=0)
 
 
-def activation_sheet(
-    maps: Sequence[tuple[str, str, Map]], title: str, size: str, note: str = "", columns: int = 5
-) -> Figure:
+def activation_sheet(maps: Sequence[tuple[str, str, Map]], title: str, size: str, note: str = "") -> Figure:
     """One panel per layer, (name, kind, map [h, w]), dark for its smallest value and yellow for its largest.
 
     The range stands below each panel; a layer that answers the same everywhere is said to be flat.
     """
-    columns = min(columns, max(1, len(maps)))
+    columns = min(5, max(1, len(maps)))
     rows = max(1, math.ceil(len(maps) / columns))
     figure = _figure(max(6.6, 2.35 * columns), 0.75 + 2.6 * rows)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()

@@ -7,7 +7,7 @@ from attribution_cases import method_of, random_films, small_cnn
 from scipy.stats import spearmanr
 from torch import nn
 
-from pneumonia.attribution.agreement import agreement, randomisation_check, randomised, rank_correlation, seed_stability
+from pneumonia.attribution.agreement import agreement, randomised, rank_correlation, seed_stability
 from pneumonia.attribution.contract import seeded
 
 
@@ -55,6 +55,12 @@ def test_stability_is_one_without_a_seed_and_grows_with_the_samples():
     assert (few < many).all() and (many < 1).all() and (many > 0.9).all()
     with pytest.raises(ValueError, match="at least two"):
         seed_stability(method_of("lime"), net, films, [0])
+
+
+def randomisation_check(method, net, images, seed):
+    """Rank correlation of |attribution| between `net` and a randomised copy, [N] (Adebayo 2018, arXiv:1810.03292)."""
+    untrained = method.attribute(randomised(net, seed), images)
+    return rank_correlation(method.attribute(net, images).abs(), untrained.abs())
 
 
 def test_randomised_weights_change_the_attributions_and_not_the_net():

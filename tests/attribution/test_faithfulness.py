@@ -105,13 +105,6 @@ def test_max_sensitivity_of_lime_and_of_many_films():
     assert found.shape == (3,) and found.isfinite().all()
 
 
-def test_completeness_error_by_hand(bright):
-    net, film, _ = bright
-    exact = method_of("integrated_gradients").attribute(net, film)
-    found = faithfulness.completeness_error(net, film.repeat(2, 1, 1, 1), torch.cat([exact, exact * 1.1]))
-    torch.testing.assert_close(found, torch.tensor([0.0, 0.1]), atol=1e-5, rtol=0)
-
-
 @pytest.mark.parametrize("measure", [faithfulness.deletion_auc, faithfulness.insertion_auc, faithfulness.infidelity])
 def test_maps_that_do_not_belong_to_the_films_are_refused(measure):
     with pytest.raises(ValueError, match=r"Expected an attribution \[2, 17, 17\], got \[2, 16, 17\]"):

@@ -269,7 +269,6 @@ def test_a_trained_model_is_seen_to_look_at_the_opacity_and_a_random_one_is_not(
 def test_on_a_trained_net_integrated_gradients_sum_to_the_change_in_logit_within_1_percent(
     command: Command, trained: Path
 ) -> None:
-    from pneumonia.attribution.faithfulness import completeness_error
     from pneumonia.training.checkpoint import load_classifier
 
     typed = (f"run={trained}", "attribution=integrated_gradients", "attribution.n_steps=300", "threshold=0", "count=3")
@@ -278,7 +277,9 @@ def test_on_a_trained_net_integrated_gradients_sum_to_the_change_in_logit_within
         images = (torch.from_numpy(found["film"]).float() / 255)[:, None].expand(-1, 3, -1, -1).contiguous()
         attribution = torch.from_numpy(found["attribution"])
     net = load_classifier(trained / "checkpoints" / "best.ckpt").net
-    assert (completeness_error(net, images, attribution) < 0.01).all()
+    with torch.no_grad():
+        change = net(images) - net(torch.zeros_like(images[:1]))
+    assert ((attribution.flatten(1).sum(1) - change).abs() < 0.01 * change.abs()).all()
 
 
 @pytest.mark.slow

@@ -4,8 +4,9 @@ import sys
 import numpy as np
 import pytest
 
+from pneumonia.evaluation.bootstrap import bootstrap_draws
 from pneumonia.evaluation.films import Films
-from pneumonia.evaluation.intervals import clustered_bootstrap, delong
+from pneumonia.evaluation.intervals import delong
 from pneumonia.evaluation.metrics import at_prevalence, point_metrics
 
 
@@ -28,9 +29,9 @@ def test_bad_arrays_are_refused_with_a_reason(label, probability, message):
 
 def test_missing_patients_are_refused():
     with pytest.raises(ValueError, match=r"patient is missing for 1 film.*row 1"):
-        clustered_bootstrap([0, 1], [0.1, 0.2], ["a", ""], 0.5)
+        bootstrap_draws([0, 1], [0.1, 0.2], ["a", ""], 0.5)
     with pytest.raises(ValueError, match=r"patient has shape \(1,\)"):
-        clustered_bootstrap([0, 1], [0.1, 0.2], ["a"], 0.5)
+        bootstrap_draws([0, 1], [0.1, 0.2], ["a"], 0.5)
 
 
 def test_infinite_scores_are_refused():

@@ -9,7 +9,6 @@ from pneumonia.evaluation import bootstrap
 from pneumonia.evaluation.bootstrap import (
     GRID,
     bootstrap_draws,
-    clustered_bootstrap,
     curve_bands,
     patient_weights,
     unbiased_interval,
@@ -94,9 +93,9 @@ def test_copies_of_a_film_add_no_certainty_when_clustered(draw):
     label, probability, _ = draw(150)
     child = np.arange(150)
     four = [np.repeat(values, 4) for values in (label, probability, child)]
-    once = clustered_bootstrap(label, probability, child, 0.5)
-    clustered = clustered_bootstrap(*four, 0.5)
-    naive = clustered_bootstrap(four[0], four[1], np.arange(600), 0.5)
+    once = bootstrap_draws(label, probability, child, 0.5).intervals()
+    clustered = bootstrap_draws(*four, 0.5).intervals()
+    naive = bootstrap_draws(four[0], four[1], np.arange(600), 0.5).intervals()
     for name in ("auroc", "accuracy", "log_loss", "average_precision"):
         width, honest, fooled = (np.ptp(found[name]) for found in (once, clustered, naive))
         assert honest == pytest.approx(width, rel=1e-9)
@@ -142,11 +141,12 @@ def test_the_interval_of_ece_holds_its_estimate_on_calibrated_films(seed):
 
 def test_no_resamples_are_refused():
     with pytest.raises(ValueError, match="resamples=0: expected at least 1"):
-        clustered_bootstrap([0, 1], [0.1, 0.2], ["a", "b"], 0.5, resamples=0)
+        bootstrap_draws([0, 1], [0.1, 0.2], ["a", "b"], 0.5, resamples=0)
 
 
 def test_a_metric_without_denominator_has_no_interval():
-    found = clustered_bootstrap([0, 1, 0, 1], [0.1, 0.2, 0.3, 0.4], list("abcd"), 0.9, resamples=50)
+    drawn = bootstrap_draws([0, 1, 0, 1], [0.1, 0.2, 0.3, 0.4], list("abcd"), 0.9, resamples=50)
+    found = drawn.intervals()
     assert found["ppv"] is None
     assert found["mcc"] is None
     assert found["sensitivity"] == (0.0, 0.0)
@@ -181,7 +181,7 @@ def test_a_hundred_thousand_predictions_take_seconds(draw, patients):
     label, probability, patient = draw(100_000, patients=patients)
     tracemalloc.start()
     start = time.perf_counter()
-    clustered_bootstrap(label, probability, patient, 0.5)
+    bootstrap_draws(label, probability, patient, 0.5).intervals()
     middle = time.perf_counter()
     curve_bands(label, probability, patient)
     end, peak = time.perf_counter(), tracemalloc.get_traced_memory()[1]

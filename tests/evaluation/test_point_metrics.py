@@ -70,8 +70,8 @@ def test_the_ece_of_true_probabilities_is_chance_and_falls_with_the_films():
 
 
 def test_bin_edges_belong_to_the_bin_below_and_zero_to_the_first():
-    bins = reliability_bins([0, 0, 1, 1], [0.0, 0.2, 0.8, 1.0], bins=5)
-    assert [b.films for b in bins] == [2, 0, 0, 1, 1]
+    bins = reliability_bins([0, 0, 0, 1, 1], [0.0, 0.05, 0.2, 0.8, 1.0])
+    assert {number: b.films for number, b in enumerate(bins, 1) if b.films} == {1: 2, 3: 1, 12: 1, 15: 1}
 
 
 def test_bayes_worked_example():
