@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pneumonia.errors import UserError, nearest
 from pneumonia.files import written
+from pneumonia.launch import usable_cores
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 SPLITS = ("train", "val", "test")
@@ -210,7 +211,7 @@ def manifest_split(file: Path, line: int, row: dict[str, str]) -> str:
 
 def fingerprint_films(root: Path, records: Sequence[Record]) -> tuple[list[Record], list[tuple[str, str]]]:
     """Read every file once, in parallel: records with bytes and SHA-256, and (path, reason) of those that can't be."""
-    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=min(16, usable_cores())) as pool:
         results = list(pool.map(lambda record: fingerprint(root / record.path, record), records))
     bad = [(record.path, result) for record, result in zip(records, results, strict=True) if isinstance(result, str)]
     return [result for result in results if isinstance(result, Record)], bad
