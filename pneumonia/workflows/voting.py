@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import logit
 
 from pneumonia.evaluation.comparison import Run, leaderboard
 from pneumonia.evaluation.ensemble import soft_vote
@@ -23,7 +22,7 @@ from pneumonia.workflows.films import patient_key_of
 from pneumonia.workflows.provenance import listed, plainly
 from pneumonia.workflows.record import read_json, write_all
 from pneumonia.workflows.resume import flat
-from pneumonia.workflows.sources import Source
+from pneumonia.workflows.sources import Source, to_logit
 from pneumonia.workflows.stressed import write_stress
 
 TABLES = ("manifest.csv", "audit.json", "stress.csv")  # that a vote may lack
@@ -89,7 +88,7 @@ def table(voted: Run, source: Source) -> str:
         for path, patient, subtype, label, probability in zip(*columns, strict=True):
             value = float(f"{probability:.6g}")
             row = {"path": path, "patient": patient, "subtype": subtype, "label": int(label), "split": split}
-            rows.append(row | {"logit": float(f"{logit(np.clip(value, 1e-7, 1 - 1e-7)):.6g}"), "probability": value})
+            rows.append(row | {"logit": float(f"{to_logit(np.array(value)):.6g}"), "probability": value})
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
     writer.writeheader()
