@@ -165,9 +165,9 @@ def describe(evidence: Mapping[str, Any]) -> None:
     if stress := evidence["stress"]:
         lowest = f"; lowest under {stress['worst'].replace('_', ' ')}" if stress["worst"] else ""
         log.info("stress AUROC on val  %s, mean of %d corruptions%s", cell(stress["mean"]), len(stress["rows"]), lowest)
-        log.info("pooled               %s, all of them in one ranking", cell(stress["pooled"]))
+        log.info("pooled               %s, as they are and under all corruptions in one ranking", cell(stress["pooled"]))
         if stress["framing"]:
-            log.info("framing              %s, zoom and aspect in one ranking", cell(stress["framing"]))
+            log.info("framing              %s, as they are, zoomed and stretched in one ranking", cell(stress["framing"]))
     for note in evidence["notes"]:
         log.warning("%s", note)
     found = evidence["verdict"]

@@ -128,13 +128,14 @@ def audit_of(source: Source) -> dict[str, Any] | None:
 
 
 def one_split(split: Split, locked: Locked, draws: Draws, config: EvaluateConfig) -> dict[str, Any]:
-    """Counts, every metric with its interval, DeLong beside AUROC, calibration before and after, curves with bands."""
+    """Counts, every metric with its interval, DeLong beside AUROC, calibration before and after, curves with bands; all
+    intervals of a split are over the same resamples."""
     films = split.films
     calibrated = calibrate(split.logit, locked.temperature, locked.bias)
     ranked = delong(films.label, films.probability, config.level)
-    bands = curve_bands(films.label, films.probability, films.patient, config.resamples, config.seed, config.level)
+    bands = curve_bands(films.label, films.probability, films.patient, config.resamples, draws.seed, config.level)
     after = bootstrap_draws(
-        films.label, calibrated, films.patient, 0.5, config.resamples, config.seed, metrics=CALIBRATION
+        films.label, calibrated, films.patient, 0.5, config.resamples, draws.seed, metrics=CALIBRATION
     )
     point = point_metrics(films.label, calibrated, 0.5)
     intervals = clustered(after, point, config.level)
@@ -143,6 +144,7 @@ def one_split(split: Split, locked: Locked, draws: Draws, config: EvaluateConfig
         "positives": int(films.label.sum()),
         "patients": int(np.unique(films.patient).size),
         "resamples_left_out": draws.left_out,
+        "seed": draws.seed,
         "counts": confusion(films.label, films.probability, locked.threshold),
         "metrics": estimates(split, locked.threshold, draws, config.level),
         "delong": {"value": ranked.auroc, "interval": ranked.interval},
@@ -184,8 +186,8 @@ def estimates(split: Split, threshold: float, draws: Draws, level: float) -> dic
 
 def clustered(draws: Draws, values: Mapping[str, float | None], level: float) -> dict[str, Interval | None]:
     """{metric: interval over patients}, None where all draws agree; that of ECE is corrected for their bias."""
-    found = {name: width_or_none(interval) for name, interval in draws.intervals(level).items()}
-    return found | {"ece": unbiased_interval(draws.values["ece"], values["ece"], level)}
+    found = draws.intervals(level) | {"ece": unbiased_interval(draws.values["ece"], values["ece"], level)}
+    return {name: width_or_none(interval) for name, interval in found.items()}
 
 
 def prevalent(split: Split, threshold: float, draws: Draws, config: EvaluateConfig) -> dict[str, Any] | None:

@@ -622,6 +622,28 @@ def test_a_perfect_ranking_is_not_certain(command: Command, tmp_path: Path) -> N
     assert "so the interval is DeLong's" in Tags((run / "report.html").read_text()).text
 
 
+def test_all_intervals_of_a_split_are_over_the_same_resamples(tmp_path: Path) -> None:
+    """Where no temperature can be fitted, a figure after scaling is the figure before it, and so is its interval."""
+    rows = [row for row in rows_of() if row["split"] == "test" or row["label"]]  # validation of one class
+    evidence = weigh_quickly(make_run(tmp_path / "run", rows))
+    assert not evidence["operating_point"]["temperature_fitted"]
+    part = evidence["splits"]["test"]
+    for name, found in part["calibrated"].items():
+        assert found["interval"] == pytest.approx(part["metrics"][name]["interval"], abs=1e-6), name
+    assert [evidence["splits"][name]["seed"] for name in ("val", "test")] == [0, 1]
+
+
+def test_three_films_tell_no_width_of_ece(tmp_path: Path) -> None:
+    test = [row for row in rows_of() if row["split"] == "test"]
+    few = [next(row for row in test if not row["label"]), *[row for row in test if row["label"]][:2]]
+    rows = [with_logit(row, 4 * row["label"] - 2) for row in few]  # all resamples that hold both classes agree
+    part = weigh_quickly(make_run(tmp_path / "run", [r for r in rows_of() if r["split"] == "val"] + rows))["splits"][
+        "test"
+    ]
+    assert part["metrics"]["ece"]["value"] > 0 and part["metrics"]["ece"]["interval"] is None
+    assert part["calibrated"]["ece"]["interval"] is None
+
+
 def test_films_whose_probability_is_one_as_written_are_told_as_ties(tmp_path: Path) -> None:
     sure = [with_logit(row, 15.0 + k) if k % 9 == 0 else row for k, row in enumerate(rows_of(val=90, test=80))]
     notes = weigh_quickly(make_run(tmp_path / "run", sure))["notes"]

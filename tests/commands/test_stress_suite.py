@@ -42,10 +42,11 @@ def test_the_validation_films_are_stressed_at_the_locked_threshold(
     assert "gamma darker" in page and "90 % intervals" in page and "stress=true" in page
     assert "| gamma darker |" in (copy / "report.md").read_text()
     told = capsys.readouterr().out
-    assert "stress AUROC on val" in told and "all of them in one ranking" in told
-    assert found["framing"]["n"] == val["n"] and "zoom and aspect in one ranking" in told and "(zoom, aspect)" in page
+    assert "stress AUROC on val" in told and "as they are and under all corruptions in one ranking" in told
+    assert found["framing"]["n"] == val["n"] and "as they are, zoomed and stretched in one ranking" in told
     assert found["pooled"]["interval"][0] <= found["pooled"]["value"] <= found["pooled"]["interval"][1]
-    assert "In one ranking of all films under all corruptions" in page
+    assert "In one ranking of the films as they are and under all corruptions" in page
+    assert "in one of the films as they are, zoomed and stretched" in page
     first = (copy / "evidence.json").read_bytes()
     command("evaluate", f"run={copy}", *TYPED, "level=0.9")
     assert (copy / "evidence.json").read_bytes() == first
