@@ -145,12 +145,12 @@ def ece(label: ArrayLike, probability: ArrayLike) -> float:
     return float(np.abs(gap).sum() / truth.size)
 
 
-def chance_ece(probability: ArrayLike, seed: int = 0) -> float:
-    """The mean ECE where every probability [N] is true: labels are drawn by it. So much is chance on so few films."""
+def chance_ece(probability: ArrayLike, seed: int = 0) -> Floats:
+    """ECE [DRAWS] where every probability [N] is true: labels are drawn by it. So much is chance on so few films."""
     score = np.asarray(probability, np.float64)
     index, rng = bin_index(score), np.random.default_rng(seed)
     gaps = [np.bincount(index, weights=(rng.random(score.size) < score) - score) for _ in range(DRAWS)]
-    return float(np.mean([np.abs(gap).sum() for gap in gaps]) / score.size)
+    return np.array([np.abs(gap).sum() for gap in gaps]) / score.size
 
 
 def at_prevalence(

@@ -193,8 +193,8 @@ def metric_drift(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Fig
     return figure
 
 
-def overlaid_roc(curves: Mapping[str, Sequence[Sequence[float]]], split: str) -> Figure:
-    """ROC curves of several runs, {name: (1 - specificity [K], sensitivity [K])}, the best ranked first."""
+def overlaid_roc(curves: Mapping[str, Sequence[Sequence[float]]], split: str, films: str) -> Figure:
+    """ROC curves of several runs, {name: (1 - specificity [K], sensitivity [K])}, best first, and of how many films."""
     figure = _figure(7.2, 6.4 + 0.22 * len(curves))
     axes = figure.subplots()
     for index, (name, (x, y)) in enumerate(curves.items()):
@@ -203,5 +203,5 @@ def overlaid_roc(curves: Mapping[str, Sequence[Sequence[float]]], split: str) ->
     axes.plot((0, 1), (0, 1), color="#BBBBBB", linewidth=1, linestyle=":")
     square(axes, "", "1 - specificity", "sensitivity")
     figure.legend(loc="outside lower center", ncols=2 if len(curves) > 4 else 1, frameon=False, fontsize=TEXT)
-    _title(figure, f"ROC on {split}", f"n = {len(curves)} runs")
+    _title(figure, f"ROC on {split}", f"n = {films} films")
     return figure

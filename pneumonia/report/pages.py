@@ -33,6 +33,7 @@ def environment(markdown: bool = False) -> Environment:
     )  # fmt: skip
     made.filters |= {
         "thousands": thousands,
+        "counted": counted,
         "number": number,
         "estimate": estimate,
         "percent": percent,
@@ -67,7 +68,8 @@ def model_card(evidence: Mapping[str, Any], page: Mapping[str, Any]) -> str:
 def comparison_html(comparison: Mapping[str, Any]) -> str:
     """comparison.html; its own script sorts the table."""
     curves = {name: curve for name, curve in comparison["roc"].items() if curve}
-    picture = drawn.inline(drawn.overlaid_roc(curves, comparison["judged"])) if curves else ""
+    films = " or ".join(map(thousands, comparison["n"][comparison["judged"]]))
+    picture = drawn.inline(drawn.overlaid_roc(curves, comparison["judged"], films)) if curves else ""
     return environment().get_template("comparison.html.j2").render(c=comparison, picture=picture)
 
 
@@ -109,8 +111,14 @@ def thousands(films: int) -> str:
     return f"{films:,}"
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """1 film, 2,000 films; `many` where it is not `one` with an s."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
 def number(value: float | None, digits: int = 3) -> str:
-    return "undefined" if value is None else f"{value:.{digits}f}"
+    """No minus before what rounds to 0."""
+    return "undefined" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def percent(value: float | None) -> str:
@@ -130,7 +138,7 @@ def estimate(found: Mapping[str, Any] | None, digits: int = 3) -> str:
 
 
 def interval(low_high: Sequence[float] | None, digits: int = 3) -> str:
-    return f" [{low_high[0]:.{digits}f}, {low_high[1]:.{digits}f}]" if low_high else ""
+    return f" [{number(low_high[0], digits)}, {number(low_high[1], digits)}]" if low_high else ""
 
 
 def p_value(value: float | None) -> str:

@@ -12,16 +12,18 @@ from typing import Any
 
 from pneumonia.data.audit import standing
 from pneumonia.data.records import CLASSES
+from pneumonia.report.pages import counted, estimate
 
 Evidence = Mapping[str, Any]
 Finding = dict[str, str]
 
 FEW = 50  # films of a class: below it an interval of a rate is wider than about +-14 points
+TOO_FEW = 10  # the same: +-30 points; of a single film AUROC has no interval at all
 WIDE = 0.10  # width of the AUROC interval that is called wide
 FALL = 0.02  # fall of accuracy or AUROC from validation to test
-SPECIFICITY_FALL = 0.10
-ORACLE = 0.03  # accuracy that a threshold chosen on test would have gained
-ECE = 0.10  # after scaling on validation
+RATE_FALL = 0.10  # the same of sensitivity or specificity
+ORACLE = 0.03  # accuracy that a threshold chosen on test would have gained, where that is more than chance gives
+ECE = 0.10  # after scaling on validation, where that is more than chance gives
 BELOW = 0.40  # upper end of the interval of a metadata-only AUROC that is told as far below one half
 METADATA = 0.60  # lower end of the interval of a metadata-only AUROC
 METADATA_OF = ("width", "height", "bytes", "colour mode")
@@ -35,6 +37,9 @@ WITHOUT_LUNGS = {
     "common_centre": "With the mean film's centre in every film",
     "blurred": "On blurred films",
 }
+
+FALLS = (("accuracy", FALL), ("auroc", FALL), ("sensitivity", RATE_FALL), ("specificity", RATE_FALL))
+CALLED = {"sensitivity": "films with pneumonia are called normal", "specificity": "normal films are called pneumonia"}
 
 LEVELS = ("stop", "warning", "note")
 HEADLINES = {
@@ -62,17 +67,9 @@ def summary(evidence: Evidence) -> str:
     others = f" of {point['runs']} other runs" if point["runs"] else ""
     where = f"locked on validation{others}" if point["chosen_on"] else point["reason"]
     figures = ", ".join(
-        f"{name} {figure(metrics[key])}" for name, key in (("accuracy", "accuracy"), ("AUROC", "auroc"))
+        f"{name} {estimate(metrics[key])}" for name, key in (("accuracy", "accuracy"), ("AUROC", "auroc"))
     )
     return f"On the {evidence['judged_on']}: {figures}, at threshold {point['threshold']:.3f} ({where})."
-
-
-def figure(estimate: Mapping[str, Any]) -> str:
-    """0.874 [0.832, 0.906], or undefined."""
-    if estimate["value"] is None:
-        return "undefined"
-    low_high = estimate["interval"]
-    return f"{estimate['value']:.3f}" + (f" [{low_high[0]:.3f}, {low_high[1]:.3f}]" if low_high else "")
 
 
 def judged(evidence: Evidence) -> Mapping[str, Any]:
@@ -113,8 +110,16 @@ def size(evidence: Evidence) -> Iterator[tuple[str, str]]:
     fewest = min(split["positives"], split["n"] - split["positives"])
     if fewest == 0:
         yield "stop", "The films are of one class only: AUROC, balanced accuracy and one of the rates are undefined."
+    elif fewest < TOO_FEW:
+        yield "stop", f"One class has {counted(fewest, 'film')} only: too few for any figure."
     elif fewest < FEW:
         yield "warning", f"One class has {fewest} films only: the intervals are wide."
+    val, point = evidence["splits"].get("val"), evidence["operating_point"]
+    if val and evidence["judged"] == "test" and point["chosen_on"] and not point["runs"]:
+        of_class = min(val["positives"], val["n"] - val["positives"])
+        if of_class < FEW:
+            text = f"One class has {counted(of_class, 'validation film')} only: threshold and calibration rest on few."
+            yield "warning", text
     planned = evidence["planned"].get(evidence["judged"], 0)
     if planned > split["n"]:
         yield "warning", f"Only {split['n']:,} of the {planned:,} films of this split were predicted."
@@ -124,13 +129,21 @@ def chance(evidence: Evidence) -> Iterator[tuple[str, str]]:
     """AUROC not above one half; accuracy not above always calling the larger class; one call only."""
     split = judged(evidence)
     auroc, accuracy = split["metrics"]["auroc"], split["metrics"]["accuracy"]
-    if auroc["interval"] and auroc["interval"][0] <= 0.5:
-        yield "stop", f"AUROC is {figure(auroc)}: not shown to be better than a coin."
+    if auroc["interval"] and auroc["interval"][1] < 0.5:
+        text = (
+            f"AUROC is {estimate(auroc)}: shown to be worse than a coin; labels or scores may be the wrong way round."
+        )
+        yield "stop", text
+    elif auroc["interval"] and auroc["interval"][0] <= 0.5:
+        yield "stop", f"AUROC is {estimate(auroc)}: not shown to be better than a coin."
     elif auroc["interval"] and auroc["interval"][1] - auroc["interval"][0] > WIDE:
-        yield "warning", f"The interval of AUROC, {figure(auroc)}, is wide: more films are needed to rank models by it."
+        yield (
+            "warning",
+            f"The interval of AUROC, {estimate(auroc)}, is wide: more films are needed to rank models by it.",
+        )
     share = max(split["positives"], split["n"] - split["positives"]) / split["n"]
     if share < 1 and accuracy["interval"][0] <= share:
-        text = f"Accuracy is {figure(accuracy)}; calling every film by the larger class gives {share:.3f}: "
+        text = f"Accuracy is {estimate(accuracy)}; calling every film by the larger class gives {share:.3f}: "
         yield "warning", text + "the interval does not lie above it."
     counts = split["counts"]
     if split["n"] in (counts["tp"] + counts["fp"], counts["tn"] + counts["fn"]) and share < 1:
@@ -138,33 +151,51 @@ def chance(evidence: Evidence) -> Iterator[tuple[str, str]]:
 
 
 def drifted(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """Accuracy, AUROC or specificity that falls from validation to test by more than chance; a threshold off."""
+    """A figure that falls from validation to test by more than chance; a threshold off."""
     if evidence["drift"] is None:
         return
     rows = {row["metric"]: row for row in evidence["drift"]["metrics"]}
-    for metric, limit in (("accuracy", FALL), ("auroc", FALL), ("specificity", SPECIFICITY_FALL)):
+    for metric, limit in FALLS:
         row = rows[metric]
         if row["interval"] and row["interval"][1] < 0 and row["difference"] < -limit:
             name = "AUROC" if metric == "auroc" else metric.capitalize()
             text = f"{name} falls from {row['val']:.3f} on validation to {row['test']:.3f} on test"
-            alarms = f": {100 * (1 - row['test']):.0f} of 100 normal films are called pneumonia"
-            yield "warning", text + (alarms if metric == "specificity" else "") + "."
-    oracle = evidence["drift"]["oracle"]
-    point = evidence["operating_point"]
-    if oracle and oracle["gap"] > ORACLE and point["rule"] == "accuracy" and not point["corruptions"]:
-        text = f"The threshold does not carry over: one chosen on test ({oracle['oracle_threshold']:.3f}) would give "
-        rest = f"an accuracy of {oracle['oracle_accuracy']:.3f}; that is the size of the drift, no result."
-        yield "warning", text + rest
+            wrong = f": {100 * (1 - row['test']):.0f} of 100 {CALLED[metric]}" if metric in CALLED else ""
+            yield "warning", f"{text}{wrong}."
+    point, oracle = evidence["operating_point"], evidence["drift"]["oracle"]
+    if not oracle or point["rule"] != "accuracy" or point["corruptions"]:
+        return
+    if oracle["gap"] > max(ORACLE, oracle["chance"]):
+        gain, rare = (f"{100 * oracle[name]:.1f}" for name in ("gap", "chance"))
+        text = f"The threshold does not carry over: another one ({oracle['oracle_threshold']:.3f}) would have gained "
+        rest = f"{gain} points of accuracy on test, where chance seldom gives {rare}; chosen on these very films it "
+        yield "warning", f"{text}{rest}is flattered, and no result."
 
 
 def calibrated(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """ECE that is large, and larger than in 95 of 100 draws of films whose probabilities are true."""
     found = judged(evidence)["calibrated"]["ece"]
-    if found["value"] is not None and found["value"] > ECE:
+    if found["value"] is not None and found["value"] > max(ECE, judged(evidence)["chance_ece_most"]):
         point = evidence["operating_point"]
         scaled = "Platt" if point.get("bias") else "temperature"
         after = f", even after {scaled} scaling" if point["temperature_fitted"] else ""
         text = f"Probabilities are off by {100 * found['value']:.0f} points on average{after}"
         yield "warning", f"{text}: read the call, not the number."
+
+
+def kept(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """The sensitivity or specificity that the rule asks for, where the judged films fall below it."""
+    point = evidence["operating_point"]
+    if point["minimum"] is None or point["rule"] is None:
+        return
+    found = judged(evidence)["metrics"][point["rule"]]
+    if found["value"] is None or found["value"] >= point["minimum"]:
+        return
+    text = f"The rule asks for a {point['rule']} of at least {point['minimum']:g}; here it is {estimate(found)}"
+    if found["interval"][1] < point["minimum"]:
+        yield "warning", f"{text}."
+    else:
+        yield "note", f"{text}, which may be chance."
 
 
 def uneven(evidence: Evidence) -> Iterator[tuple[str, str]]:
@@ -206,14 +237,17 @@ def shortcuts(evidence: Evidence) -> Iterator[tuple[str, str]]:
         if row["auroc"] is None or not row["interval"]:
             continue
         if row["name"] == "metadata" and row["interval"][0] > METADATA:
-            text = f"{alone} give an AUROC of {figure(value_of(row))}: "
+            text = f"{alone} give an AUROC of {estimate(value_of(row))}: "
             yield "warning", text + "the class can be told without looking at the film."
         if row["name"] == "metadata" and row["interval"][1] < BELOW:
-            text = f"{alone} give an AUROC of {figure(value_of(row))}, far below 0.5: "
+            text = f"{alone} give an AUROC of {estimate(value_of(row))}, far below 0.5: "
             yield "note", text + "the classes are matched on metadata, so there is nothing to read from it."
         if row["name"] in WITHOUT_LUNGS and row["auroc"] > HIDDEN:
             what = WITHOUT_LUNGS[row["name"]]
-            yield "warning", f"{what} the model still reaches an AUROC of {figure(value_of(row))}: it reads a shortcut."
+            yield (
+                "warning",
+                f"{what} the model still reaches an AUROC of {estimate(value_of(row))}: it reads a shortcut.",
+            )
         if (
             row["name"] == "corners_masked"
             and clean
@@ -221,7 +255,7 @@ def shortcuts(evidence: Evidence) -> Iterator[tuple[str, str]]:
             and clean["auroc"] - row["auroc"] > CORNERS
         ):
             text = f"With the corners masked, where markers sit, AUROC falls from {clean['auroc']:.3f} to "
-            yield "warning", f"{text}{figure(value_of(row))}: part of the answer is read there, and no lung is."
+            yield "warning", f"{text}{estimate(value_of(row))}: part of the answer is read there, and no lung is."
 
 
 def marked(evidence: Evidence) -> Iterator[tuple[str, str]]:
@@ -253,7 +287,7 @@ def stressed(evidence: Evidence) -> Iterator[tuple[str, str]]:
             continue
         if before["value"] - low[key]["value"] > limit:
             name = "AUROC" if key == "auroc" else key.capitalize()
-            text = f"{name} on validation falls from {before['value']:.3f} to {figure(low[key])} under the "
+            text = f"{name} on validation falls from {before['value']:.3f} to {estimate(low[key])} under the "
             yield "warning", f"{text}corruption {low['name'].replace('_', ' ')}: another machine may do the same."
 
 
@@ -262,5 +296,5 @@ def value_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 RULES: tuple[Callable[[Evidence], Iterator[tuple[str, str]]], ...] = (
-    leak, size, chance, drifted, calibrated, uneven, promised, shortcuts, marked, stressed,
+    leak, size, chance, drifted, calibrated, kept, uneven, promised, shortcuts, marked, stressed,
 )  # fmt: skip

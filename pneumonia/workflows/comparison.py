@@ -39,6 +39,7 @@ SHOWN = ("auroc", "accuracy", "sensitivity", "specificity", "ece")
 POINTS = 200  # of a drawn curve
 SETTINGS = 6  # that are shown, of those in which runs differ
 LONGEST = 24  # characters of a value that is shown
+ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 PLACES = ("trainer.", "data.root", "data.manifest", "data.cache", "data.num_workers", "model.image_size")  # say nothing
 SEEDS_AND_FOLDS = ("seed", "data.fold", "data.manifest")  # in which runs of one group may differ
 
@@ -123,18 +124,31 @@ def run_of(name: str, source: Source, part: int, config: CompareConfig) -> Run:
 
 
 def differences(sources: dict[str, Source], without: Sequence[str] = ()) -> dict[str, str]:
-    """{name: the settings in which the runs differ}, as they are typed; at most SETTINGS of them, none of `without`."""
-    flat = {name: settings_of(source) for name, source in sources.items()}
+    """{name: the settings in which the runs differ}, as they are typed, the model first; at most SETTINGS of them, none
+    of `without`."""
+    known = all(source.choice for source in sources.values() if source.config)
+    flat = {name: told_settings(source, known) for name, source in sources.items()}
     keys = list(dict.fromkeys(key for settings in flat.values() for key in settings))
     differing = [key for key in keys if len({str(settings.get(key)) for settings in flat.values()}) > 1]
-    chosen = [key for key in differing if not key.startswith(PLACES) and key not in without][:SETTINGS]
-    return {name: " ".join(f"{key}={shortened(flat[name].get(key))}" for key in chosen) for name in flat}
+    chosen = [key for key in differing if not key.startswith(PLACES) and key not in without]
+    more = [ELLIPSIS] if len(chosen) > SETTINGS else []
+    return {
+        name: " ".join([*(f"{key}={shortened(settings.get(key))}" for key in chosen[:SETTINGS]), *more])
+        for name, settings in flat.items()
+    }
+
+
+def told_settings(source: Source, known: bool) -> dict[str, Any]:
+    """The settings of a run after its model's name: that of the choice where it is `known` of all runs."""
+    settings = settings_of(source)
+    settings.pop("model._target_", None)
+    return {"model": source.choice if known else source.model} | settings if settings else {}
 
 
 def shortened(value: Any) -> str:
     """The value as typed, or its beginning."""
     text = str(value)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    return text if len(text) <= LONGEST else text[:LONGEST] + ELLIPSIS
 
 
 @cache

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pneumonia.errors import UserError
-from pneumonia.evaluation.checks import Interval
-from pneumonia.report.pages import model_card, report_html, report_markdown
+from pneumonia.report.pages import estimate, model_card, report_html, report_markdown
 from pneumonia.report.verdict import verdict
 from pneumonia.settings import NEED_NET, EvaluateConfig, OperatingPointConfig
 from pneumonia.workflows.locking import lock
@@ -160,24 +159,18 @@ def describe(evidence: Mapping[str, Any]) -> None:
     titles = [f"{name}, n = {part['n']:,}" for name, part in splits.items()]
     log.info("%-20s%s", "", "".join(f"{text:>28}" for text in titles))
     for name in shown:
-        cells = [cell(part["metrics"][name]) for part in splits.values()]
+        cells = [estimate(part["metrics"][name], 4) for part in splits.values()]
         log.info("%-20s%s", name, "".join(f"{text:>28}" for text in cells))
     if stress := evidence["stress"]:
         lowest = f"; lowest under {stress['worst'].replace('_', ' ')}" if stress["worst"] else ""
-        log.info("stress AUROC on val  %s, mean of %d corruptions%s", cell(stress["mean"]), len(stress["rows"]), lowest)
-        log.info("pooled               %s, as they are and under all corruptions in one ranking", cell(stress["pooled"]))
+        mean, pooled, framing = (estimate(stress[name], 4) for name in ("mean", "pooled", "framing"))
+        log.info("stress AUROC on val  %s, mean of %d corruptions%s", mean, len(stress["rows"]), lowest)
+        log.info("pooled               %s, as they are and under all corruptions in one ranking", pooled)
         if stress["framing"]:
-            log.info("framing              %s, as they are, zoomed and stretched in one ranking", cell(stress["framing"]))
+            log.info("framing              %s, as they are, zoomed and stretched in one ranking", framing)
     for note in evidence["notes"]:
         log.warning("%s", note)
     found = evidence["verdict"]
     log.info("%s", found["headline"])
     for finding in found["findings"]:
         log.info("  %s: %s", finding["level"], finding["text"])
-
-
-def cell(estimate: Mapping[str, Any]) -> str:
-    if estimate["value"] is None:
-        return "undefined"
-    low_high: Interval | None = estimate["interval"]
-    return f"{estimate['value']:.4f}" + (f" [{low_high[0]:.4f}, {low_high[1]:.4f}]" if low_high else "")

@@ -57,7 +57,7 @@ def page_of(source: Source, evidence: Mapping[str, Any], runs: Sequence[str]) ->
         "keep": source.config.get("keep"),
         "skipped": run.get("skipped") or [],
         "config": yaml.safe_dump(source.config, sort_keys=False, allow_unicode=True) if source.config else "",
-        "model": source.model,
+        "model": source.choice or source.model,
         "data": source.config.get("data", {}),
         "history": source.history,
         "credit": source.credit,

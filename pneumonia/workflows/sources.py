@@ -79,6 +79,11 @@ class Source:
         """The function that builds its net, such as compact; nothing where it is not known."""
         return str(self.config.get("model", {}).get("_target_", "")).rpartition(".")[2]
 
+    @cached_property
+    def choice(self) -> str:
+        """What was typed as model=, such as baseline; nothing where hydra.yaml does not tell it."""
+        return chosen_model(self.folder)
+
     @property
     def net(self) -> str:
         """Which net at which size, such as compact at 112 px; nothing where it is not known."""
@@ -358,6 +363,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (OSError, OmegaConfBaseException, YAMLError, ValueError):
         return {}
     return {str(name): value for name, value in found.items()} if isinstance(found, dict) else {}
+
+
+def chosen_model(folder: Path) -> str:
+    """The choice of model that Hydra noted in a run's folder; empty where it did not."""
+    try:
+        loaded = OmegaConf.load(folder / ".hydra" / "hydra.yaml")
+        return str(OmegaConf.select(loaded, "hydra.runtime.choices.model") or "")
+    except (OSError, OmegaConfBaseException, YAMLError, ValueError):
+        return ""
 
 
 def data_settings(config: Mapping[str, Any]) -> DataConfig:

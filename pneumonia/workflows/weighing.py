@@ -23,7 +23,7 @@ from pneumonia.evaluation.bootstrap import (
 from pneumonia.evaluation.calibration import calibrate
 from pneumonia.evaluation.checks import Interval
 from pneumonia.evaluation.conformal import coverage, fit_conformal, risk_coverage
-from pneumonia.evaluation.drift import metric_drift, oracle_gap, score_drift
+from pneumonia.evaluation.drift import chance_gap, metric_drift, oracle_gap, score_drift
 from pneumonia.evaluation.intervals import delong, wilson
 from pneumonia.evaluation.metrics import (
     METRICS,
@@ -138,6 +138,7 @@ def one_split(split: Split, locked: Locked, draws: Draws, config: EvaluateConfig
         films.label, calibrated, films.patient, 0.5, config.resamples, draws.seed, metrics=CALIBRATION
     )
     point = point_metrics(films.label, calibrated, 0.5)
+    by_chance = [chance_ece(told, seed=config.seed) for told in (films.probability, calibrated)]
     intervals = clustered(after, point, config.level)
     return {
         "n": films.label.size,
@@ -149,7 +150,8 @@ def one_split(split: Split, locked: Locked, draws: Draws, config: EvaluateConfig
         "metrics": estimates(split, locked.threshold, draws, config.level),
         "delong": {"value": ranked.auroc, "interval": ranked.interval},
         "at_prevalence": prevalent(split, locked.threshold, draws, config),
-        "chance_ece": [chance_ece(told, seed=config.seed) for told in (films.probability, calibrated)],
+        "chance_ece": [drawn.mean() for drawn in by_chance],
+        "chance_ece_most": np.quantile(by_chance[1], 0.95),
         "calibrated": {name: {"value": point[name], "interval": intervals[name]} for name in CALIBRATION},
         "reliability": {
             "before": [b._asdict() for b in reliability_bins(films.label, films.probability)],
@@ -179,8 +181,8 @@ def estimates(split: Split, threshold: float, draws: Draws, level: float) -> dic
         }
         for name in METRICS
     }
-    if values["auroc"] is not None and not drawn["auroc"]:  # all resamples of a perfect ranking are perfect
-        found["auroc"] |= {"interval": delong(films.label, films.probability, level).interval, "method": "DeLong"}
+    if not drawn["auroc"] and (ranked := delong(films.label, films.probability, level).interval):
+        found["auroc"] |= {"interval": ranked, "method": "DeLong"}  # all resamples of a perfect ranking are perfect
     return found
 
 
@@ -214,11 +216,12 @@ def drift(source: Source, locked: Locked, draws: Mapping[str, Draws], level: flo
         return None
     val, test = source.splits["val"].films, source.splits["test"].films
     gap = oracle_gap(test, locked.threshold)
+    chance = chance_gap(val, np.unique(test.patient).size, seed=draws["val"].seed)
     rows = metric_drift(val, test, locked.threshold, draws["val"], draws["test"], level)
     return {
         "metrics": [asdict(row) for row in rows],
         "scores": [asdict(row) for row in score_drift(val, test)],
-        "oracle": None if gap is None else asdict(gap),
+        "oracle": None if gap is None else asdict(gap) | {"chance": chance},
     }
 
 
@@ -257,9 +260,13 @@ def abstention(source: Source, judged: str, locked: Locked, config: EvaluateConf
     if val is None or judged == "val":
         return found | {"reason": "sets need validation and test films"}
     sets = fit_conformal(val.films.label, val.films.probability, 1 - config.coverage)
+    if math.inf in sets.limit:
+        needed = math.ceil(1 / (1 - config.coverage) - 1 - 1e-9)
+        counts = " and ".join(f"{(val.films.label == k).sum():,} {name}" for k, name in enumerate(("normal", "ill")))
+        told = f"a coverage of {config.coverage:g} needs {needed:,} validation films of each class; there are {counts}"
+        return found | {"reason": told}
     measured = coverage(sets, films.label, films.probability, config.level)
-    limit = [None if math.isinf(value) else value for value in sets.limit]
-    return found | {"sets": {"promised": config.coverage, "limit": limit, **asdict(measured)}}
+    return found | {"sets": {"promised": config.coverage, "limit": sets.limit, **asdict(measured)}}
 
 
 def mistakes(split: Split, locked: Locked) -> list[dict[str, Any]]:

@@ -456,3 +456,63 @@ def test_one_folder_takes_one_comparison(command: Command, sweep: Path, capsys: 
     with pytest.raises(SystemExit) as ending:
         command("compare", "-m", f"runs={sweep}", "metric=auroc,accuracy", QUICK)
     assert ending.value.code == 2 and f"{sweep}/comparison: two runs of -m would write it" in capsys.readouterr().err
+
+
+def page_of(folder: Path) -> str:
+    """The words of comparison.html."""
+    return " ".join(re.sub(r"<[^>]*>", "", html.unescape((folder / "comparison.html").read_text())).split())
+
+
+def test_a_first_that_test_does_not_bear_out_is_said_with_a_warning(command: Command, tmp_path: Path) -> None:
+    """The best of the validation films is the worst of the test films."""
+    for name, val, test in (("a", 1.5, -0.8), ("b", 0.0, 1.5), ("c", 0.0, 1.4)):
+        sign = {"val": val, "test": test}
+        rows = [with_logit(r, r["logit"] + sign[r["split"]] * (2 * r["label"] - 1)) for r in rows_of(ord(name))]
+        make_run(tmp_path / "runs" / name, rows)
+    command("compare", "runs=runs", QUICK, "ensemble=0")
+    told = page_of(tmp_path / "runs" / "comparison")
+    assert "a leads on validation, but not on test." in told
+    assert "On test the AUROC of a is lower than that of 2 of 2 other rows over the same films by more than" in told
+    assert "AUROC, row minus first" in told
+    assert 'class="verdict warning"' in (tmp_path / "runs" / "comparison" / "comparison.html").read_text()
+
+
+def test_a_first_that_test_bears_out_is_said_without_and_the_vote_is_no_run(command: Command, sweep: Path) -> None:
+    command("compare", f"runs={sweep}", QUICK)
+    told = page_of(sweep / "comparison")
+    assert "2 and soft vote of 3 lead on validation with the same AUROC, in the order of their names." in told
+    assert "On test the AUROC of 2 is higher than that of 1 of 3 other rows" in told
+    assert "Comparison of 3 runs" in told and "Comparison of 4 runs" not in told
+    assert 'class="verdict "' in (sweep / "comparison" / "comparison.html").read_text()
+
+
+def test_equal_runs_lead_together_and_one_run_leads_nobody(command: Command, tmp_path: Path) -> None:
+    for name in "ab":
+        make_run(tmp_path / name, rows_of())
+    command("compare", "runs=[a,b]", QUICK, "output=both", "ensemble=0")
+    told = page_of(tmp_path / "both")
+    assert "a and b lead on validation with the same AUROC" in told
+    assert "On test the AUROC of a can't be told from that of the 1 other row over the same films" in told
+    command("compare", "runs=[a]", QUICK, "output=one")
+    told = page_of(tmp_path / "one")
+    assert "Comparison of 1 run " in told and "a is the only run. There is no other run" in told
+    assert "Against the first" not in told and "0 of 0" not in told
+
+
+def test_settings_that_differ_begin_with_the_model_and_say_where_they_are_cut(command: Command, tmp_path: Path) -> None:
+    for name, model in (("a", "baseline"), ("b", "deep")):
+        run = make_run(tmp_path / "runs" / name, rows_of(ord(name)), seed=ord(name))
+        config = run / ".hydra" / "config.yaml"
+        config.write_text(config.read_text() + "".join(f"x{k}: {name}{k}\n" for k in range(9)))
+        (run / ".hydra" / "hydra.yaml").write_text(f"hydra: {{runtime: {{choices: {{model: {model}}}}}}}\n")
+    command("compare", "runs=runs", QUICK, "ensemble=0")
+    rows = {row["name"]: row["settings"].split() for row in board_of(tmp_path / "runs" / "comparison")["rows"]}
+    assert rows["a"][0] == "model=baseline" and rows["b"][0] == "model=deep"
+    assert [len(row) for row in rows.values()] == [7, 7] and {row[-1] for row in rows.values()} == {
+        "\N{HORIZONTAL ELLIPSIS}"
+    }
+    command("evaluate", "run=runs/a", QUICK)
+    assert "Model baseline, " in (tmp_path / "runs" / "a" / "report.html").read_text()
+    (tmp_path / "runs" / "b" / ".hydra" / "hydra.yaml").unlink()
+    command("compare", "runs=runs", QUICK, "ensemble=0")
+    assert not [r for r in board_of(tmp_path / "runs" / "comparison")["rows"] if "model=" in r["settings"]]

@@ -4,9 +4,10 @@ from scipy.special import expit
 from scipy.stats import ks_2samp
 
 from pneumonia.evaluation.bootstrap import bootstrap_draws
-from pneumonia.evaluation.drift import metric_drift, oracle_gap, score_drift
+from pneumonia.evaluation.drift import chance_gap, metric_drift, oracle_gap, score_drift
 from pneumonia.evaluation.films import Films
 from pneumonia.evaluation.metrics import METRICS, point_metrics
+from pneumonia.evaluation.operating_point import choose_threshold
 
 
 def films(n: int, seed: int, shift: float = 0.0, only: int | None = None) -> Films:
@@ -116,3 +117,26 @@ def test_the_oracle_is_never_worse_and_measures_a_shift():
     assert found.gap == pytest.approx(best - found.locked_accuracy)
     assert found.gap > 0.05
     assert oracle_gap(films(20, 1, only=0), 0.5) is None
+
+
+@pytest.mark.parametrize("n", [30, 100, 312])
+def test_without_drift_hindsight_seldom_gains_more_than_chance(n):
+    """And a rule without it would mostly call the gain of thirty films a drift."""
+    gaps, chances = [], []
+    for seed in range(100):
+        val, test = films(200, seed), films(n, 1000 + seed)
+        locked = choose_threshold(val.label, val.probability, "accuracy").threshold
+        gaps.append(oracle_gap(test, locked).gap)
+        chances.append(chance_gap(val, n))
+    assert np.mean(np.greater(gaps, np.maximum(chances, 0.03) + 1e-9)) <= 0.1
+    assert n > 30 or np.mean(np.greater(gaps, 0.03)) > 0.4
+
+
+def test_chance_gives_less_than_a_shift():
+    val, test = films(400, 0), films(400, 1, shift=3.0)
+    locked = choose_threshold(val.label, val.probability, "accuracy").threshold
+    assert 0 < chance_gap(val, 400) < 0.05 < oracle_gap(test, locked).gap
+    assert chance_gap(films(20, 1, only=0), 20) is None
+    child = np.argsort(np.argsort(val.probability)) // 20
+    alike = Films(val.path, val.label, val.probability, child.astype(str))
+    assert chance_gap(alike, 20) > chance_gap(val, 400)  # twenty films of a child, all alike, are not twenty children

@@ -81,7 +81,8 @@ def test_the_kept_epoch_is_the_first_that_reached_the_objective_or_the_last_wher
 
 def test_each_run_has_its_own_curve_and_the_best_stands_first() -> None:
     curves = {f"run {k}": ([0.0, 0.1 * k, 1.0], [0.0, 1 - 0.1 * k, 1.0]) for k in range(9)}
-    figure = overlaid_roc(curves, "test")
+    figure = overlaid_roc(curves, "test", "1,312")
+    assert figure.get_suptitle() == "ROC on test (n = 1,312 films)"
     *drawn, chance = figure.axes[0].lines
     assert [str(line.get_label()) for line in drawn] == list(curves)
     assert [(list(line.get_xdata()), list(line.get_ydata())) for line in drawn] == list(curves.values())  # type: ignore[arg-type]
