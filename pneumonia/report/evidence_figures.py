@@ -102,8 +102,9 @@ def draw_point(axes: Axes, split: Mapping[str, Any], kind: str, name: str) -> No
     pair = (x, value["sensitivity"]) if kind == "roc" else (value["sensitivity"], value["ppv"])
     if pair[0] is not None and pair[1] is not None:
         axes.plot(
-            pair[0], pair[1], "o", color=GREEN if name == "val" else "black", markersize=8, markerfacecolor="white"
-        )
+            pair[0], pair[1], "o", color=GREEN if name == "val" else "black", markersize=8, markerfacecolor="white",
+            clip_on=False, zorder=3,
+        )  # fmt: skip
 
 
 def square(axes: Axes, title: str, across: str, up: str) -> None:
@@ -137,12 +138,12 @@ def score_histograms(splits: Mapping[str, Mapping[str, Any]], threshold: float) 
 
 
 def reliability(
-    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], name: str, t: float, bias: float
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], name: str, scaling: str
 ) -> Figure:
-    """Share of pneumonia against predicted probability, before and after calibration; area: films of a bin."""
+    """Share of pneumonia against predicted probability, before and after `scaling`; area: films of a bin."""
     figure = _figure(10, 4.9)
     panels = figure.subplots(1, 2)
-    titles = ("Before", f"After, temperature {t:.3g}" + (f", bias {bias:.3g}" if bias else ""))
+    titles = ("Before", f"After, {scaling}")
     for axes, bins, title in zip(panels, (before, after), titles, strict=True):
         known = [b for b in bins if b["films"]]
         films = np.array([b["films"] for b in known], float)

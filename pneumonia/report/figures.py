@@ -9,7 +9,7 @@ Text      file names are drawn as they are: `$` starts no formula, and a glyph t
 import math
 import textwrap
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -117,8 +117,11 @@ def film_sheet(images: Sequence[Film] | Film, captions: Sequence[str], title: st
 def structure(layers: Sequence[Layer], title: str) -> Figure:
     """The layers in the order of the flow, down each column and on to the next: (name, kind, output shape, parameters).
 
-    A layer without parameters that keeps the shape (ReLU, Dropout) is a line in the box of the layer before it.
+    A layer without parameters that keeps the shape (ReLU, Dropout) is a line in the box of the layer before it. The
+    parts of a block with a `shortcut` do not follow each other: no arrow stands between them, and the title says so.
     """
+    residual = {name.partition(".shortcut")[0] for name, *_ in layers if ".shortcut" in name}
+    title += "; no arrows within a block, whose shortcut is added" if residual else ""
     columns = _columns(_boxes(layers))
     height = max(sum(_height(box) + GAP for box in column) for column in columns)
     width = max(5.2, len(columns) * (BOX + COLUMN_GAP))
@@ -136,25 +139,29 @@ def structure(layers: Sequence[Layer], title: str) -> Figure:
             _draw_box(axes, box, left, top)
             places.append((left, top, _height(box)))
             top += _height(box) + GAP
-    for start, end in pairwise(places):
-        _draw_arrow(axes, start, end)
+    of = [_block(box[0][0], residual) for column in columns for box in column]
+    for (start, end), (block, following) in zip(pairwise(places), pairwise(of), strict=True):
+        if not block or block != following:
+            _draw_arrow(axes, start, end)
     return figure
 
 
 def curves(history: Sequence[Mapping[str, float | None]], best_epoch: int | None) -> Figure:
-    """Accuracy and loss of train and val over the epochs, and the epoch whose weights were kept.
+    """Accuracy and loss of train and val over the epochs, and the epoch whose weights were kept, drawn from 1 as the
+    terminal counts them.
 
-    history: a row an epoch with epoch, train/accuracy, val/accuracy, train/loss, val/loss; a value that is missing,
-    None or not finite is left out, and the line goes on to the next one.
+    history: a row an epoch with epoch (from 0, as best_epoch), train/accuracy, val/accuracy, train/loss, val/loss; a
+    value that is missing, None or not finite is left out, and the line goes on to the next one.
     """
+    history = [{**row, "epoch": None if row["epoch"] is None else row["epoch"] + 1} for row in history]
     figure = _figure(10, 4.6)
     panels = figure.subplots(1, 2)
     for axes, metric in zip(panels, ("accuracy", "loss"), strict=True):
         _curve(axes, history, metric)
         _epoch_axis(axes, [row["epoch"] for row in history])
         if best_epoch is not None:
-            line = axes.axvline(best_epoch, color="black", linestyle=":", linewidth=1.4, zorder=1)
-            line.set_label(f"kept epoch: {best_epoch}")
+            line = axes.axvline(best_epoch + 1, color="black", linestyle=":", linewidth=1.4, zorder=1)
+            line.set_label(f"kept epoch: {best_epoch + 1}")
     panels[0].set_ylim(top=min(1.005, panels[0].get_ylim()[1]))
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=TEXT)
@@ -270,6 +277,11 @@ def _epoch_axis(axes: Axes, epochs: Sequence[float | None]) -> None:
     if known:
         room = max(0.5, 0.03 * (max(known) - min(known)))
         axes.set_xlim(min(known) - room, max(known) + room)
+
+
+def _block(name: str, blocks: Collection[str]) -> str:
+    """The block that a layer is part of; nothing for one that is of none."""
+    return next((block for block in blocks if name.startswith(f"{block}.")), "")
 
 
 def _boxes(layers: Sequence[Layer]) -> list[list[Layer]]:

@@ -80,18 +80,26 @@ def figures(evidence: Mapping[str, Any], page: Mapping[str, Any]) -> dict[str, s
     bins = split["reliability"]
     made = {
         "scores": drawn.score_histograms(evidence["splits"], point["threshold"]),
-        "reliability": drawn.reliability(bins["before"], bins["after"], name, point["temperature"], point["bias"]),
+        "reliability": drawn.reliability(bins["before"], bins["after"], name, scaling(point)),
         "matrix": confusion_matrix(**split["counts"], title=f"{name}, threshold {point['threshold']:.3f}"),
         "abstention": drawn.risk_against_coverage(evidence["abstention"], name),
     }
     if any(part["curves"] for part in evidence["splits"].values()):
         made["curves"] = drawn.curves_with_bands(evidence["splits"], evidence["options"]["level"])
     if evidence["drift"] is not None:
-        rows = evidence["drift"]["metrics"]
-        made["drift"] = drawn.metric_drift(rows, [label(row["metric"]) for row in rows])
+        rows = [row for row in evidence["drift"]["metrics"] if row["interval"]]
+        if rows:
+            made["drift"] = drawn.metric_drift(rows, [label(row["metric"]) for row in rows])
     if page["history"] and "epoch" in page["history"][0]:
         made["history"] = history_curves(page["history"], best_epoch(page))
     return {key: drawn.inline(figure) for key, figure in made.items()}
+
+
+def scaling(point: Mapping[str, Any]) -> str:
+    """What was fitted to the probabilities."""
+    if not point["temperature_fitted"]:
+        return "nothing fitted"
+    return f"temperature {point['temperature']:.3g}" + (f", bias {point['bias']:.3g}" if point["bias"] else "")
 
 
 def best_epoch(page: Mapping[str, Any]) -> int | None:

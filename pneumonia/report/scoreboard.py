@@ -51,7 +51,8 @@ def scoreboard(
         axes.tick_params(axis="y", length=0)
         axes.tick_params(axis="x", labelsize=SMALL)
     _title(figure, "Attribution methods, best first", size)
-    _footnote(figure, note)
+    coloured = "orange: the best mean of a measure" if any(measure.better for measure in measures) else ""
+    _footnote(figure, " \N{MIDDLE DOT} ".join(text for text in (coloured, note) if text))
     return figure
 
 

@@ -53,6 +53,7 @@ UNITS = {"saliency": "logit / grey", "smoothgrad": "logit / grey", "gradcam": ""
 GRADIENTS = ("saliency", "smoothgrad", "guided_gradcam")  # whose sign is what a brighter pixel would do
 COARSE = ("lime", "occlusion", "gradcam")  # drawn as they are; the others pixel by pixel, smoothed for the eye
 FOR_THE_EYE = 1 / 112  # of the side: 2 pixels at 224
+RANKED = ("images", "most_confident_mistakes")  # taken in order, of a name or of their probability: none is drawn
 TOLERANCE = 0.05  # of a probability computed here against predictions.csv: other precision, not other films
 
 
@@ -164,7 +165,7 @@ def images_of(films: list[Film], classifier: Classifier) -> Tensor:
 def one_view(classifier: Classifier, views: str) -> str:
     """What to say below maps that are of less than the probability."""
     less = views == "one" and classifier.averages_views
-    return "the maps are of one view, the whole film; p is of the mean over views" if less else ""
+    return "the maps are of one view, the whole film" if less else ""
 
 
 def explained(method: Method, classifier: Classifier, films: list[Film], request: Request, views: str) -> Sheet:
@@ -229,9 +230,11 @@ def write_sheets(
     for outcome, sheet in sheets.items():
         save(figures[outcome], folder / f"{outcome}.png")
         write_arrays(folder / f"{outcome}.npz", sheet)
+        drawn_by = {} if outcome in RANKED else {"pick": config.pick, "seed": config.seed}
         content = {
-            "attribution": config.attribution, "checkpoint": str(request.checkpoint), "pick": config.pick,
-            "seed": config.seed, "split": config.split, "threshold": request.threshold, "views": config.views,
+            "attribution": config.attribution, "checkpoint": str(request.checkpoint), **drawn_by,
+            **({} if outcome == "images" else {"split": config.split}),
+            "threshold": request.threshold, "views": config.views,
             "films": [film.path for film in sheet.films], "of": request.totals[outcome],
         }  # fmt: skip
         write_json(folder / f"{outcome}.json", content)
@@ -305,16 +308,17 @@ def notes(config: ExplainConfig, request: Request, method: Any, outcome: str, sm
         "random": f"drawn from seed {config.seed}", "most_confident": "the most confident ones",
         "least_confident": "the least confident ones",
     }[config.pick]  # fmt: skip
+    first = "the first by name" if len(request.films) < request.totals.get("images", 0) else ""
     masked = any(film.mask is not None for film in request.films)
     return [
         "" if outcome == "images" else f"{config.split} films",
         "" if outcome == "images" else request.locked,
-        "" if outcome == "images" else "the most confident ones" if mistakes else how,
+        first if outcome == "images" else "the most confident ones" if mistakes else how,
         strongest(method.num_features, sheet.fitted) if sheet.fitted else "",
         f"smoothed by {smooth:.1f} px for the eye" if smooth else "",
         "yellow line: the true opacity" if masked else "",
         "frame: the true class, orange pneumonia, blue normal" if outcome != "images" else "",
-        sheet.note,
+        f"{sheet.note}; p is of the mean over views" if sheet.note else "",
         request.source,
     ]
 

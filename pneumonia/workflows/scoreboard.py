@@ -235,6 +235,8 @@ def write_scoreboard(
     names = list(values)
     shown = [names.index(name) for name in order]
     mean_table = mean_of_defined(table, axis=0)[np.ix_(shown, shown)]
+    lacking = any(means[name].get(m.name, {}).get("mean") is None for m in measures if m.better for name in order)
+    last = "no value counts as the last place" if lacking and len(order) > 1 else ""
     figure = scoreboard(
         [TITLES.get(name, name) for name in order],
         [place[name] for name in order],
@@ -243,7 +245,7 @@ def write_scoreboard(
         mean_table,
         f"n = {len(request.films)} {NAMES.get(config.select, 'films')}, one a patient; 95 % intervals over films",
         " \N{MIDDLE DOT} ".join(
-            text for text in (f"{config.split} films", request.locked, note, request.source) if text
+            text for text in (f"{config.split} films", request.locked, note, last, request.source) if text
         ),
     )
     request.output.mkdir(parents=True, exist_ok=True)

@@ -183,7 +183,7 @@ def from_images(config: ExplainConfig) -> Request:
         for file, parsed in zip(files[: config.count], understood, strict=False)
     ]
     if len(files) > len(films):
-        notes.append(f"{len(films)} of {len(files)} images; count={len(files)} takes them all")
+        notes.append(f"the first {len(films)} of {len(files)} images by name; count={len(files)} takes them all")
     output = config.output or (run / "explanations" if run else "explanations")
     request = Request(
         {"images": films}, {"images": len(files)}, checkpoint, run, Path(output).expanduser(),

@@ -645,6 +645,34 @@ def test_three_films_tell_no_width_of_ece(tmp_path: Path) -> None:
     assert part["calibrated"]["ece"]["interval"] is None
 
 
+def test_a_page_counts_one_film_as_one_and_says_what_is_left_out(command: Command, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", rows_of())
+    near = {"groups": 29, "films": 1234, "across": 0, "two_classes": 0, "examples": [["a.png", "b.png"]] * 5}
+    (run / "audit.json").write_text(json.dumps({"near": near}))
+    told = json.loads((run / "run.json").read_text()) | {"skipped": ["x.png"]}
+    (run / "run.json").write_text(json.dumps(told))
+    rule = ("operating_point.rule=cost", "operating_point.cost_ratio=5")
+    command("evaluate", f"run={run}", QUICK, *rule)
+    page = " ".join(Tags((run / "report.html").read_text()).text.split())
+    assert "1 film was left out as unreadable" in page and "1,234 films in 29 groups" in page
+    assert "The first 5 of the 29 groups of near copies:" in page
+    assert "of the class that each was called" in page and "called NORMAL: p(pneumonia) 0." in page
+    for name in ("report.md", "model_card.md"):
+        assert "a missed case weighs 5" in (run / name).read_text()
+    assert all("tabindex" in a for tag, a in Tags((run / "report.html").read_text()).tags if a.get("class") == "scroll")
+
+
+def test_a_drift_without_intervals_is_not_drawn(tmp_path: Path) -> None:
+    from pneumonia.report.pages import figures
+
+    evidence = weigh_quickly(make_run(tmp_path / "run"))
+    page = {"history": [], "keep": "best", "objective": None}
+    assert "drift" in figures(evidence, page)
+    for row in evidence["drift"]["metrics"]:
+        row["interval"] = None
+    assert "drift" not in figures(evidence, page)
+
+
 def test_films_whose_probability_is_one_as_written_are_told_as_ties(tmp_path: Path) -> None:
     sure = [with_logit(row, 15.0 + k) if k % 9 == 0 else row for k, row in enumerate(rows_of(val=90, test=80))]
     notes = weigh_quickly(make_run(tmp_path / "run", sure))["notes"]

@@ -144,6 +144,8 @@ def test_mistakes_come_with_the_most_confident_first_and_pick_goes_by_distance(
     assert sorted((wrong[p] for p in mistakes), reverse=True)[:4] == [wrong[p] for p in shown]
     command("explain", *base, "select=tn", "pick=least_confident")
     assert (folder / "most_confident_mistakes.png").exists()  # another call, another sheet
+    told = [json.loads((folder / f"{name}.json").read_text()) for name in ("most_confident_mistakes", "tn")]
+    assert "pick" not in told[0] and told[1]["pick"] == "least_confident"
     nearest = [abs(float(rows[p]["probability"]) - threshold) for p in arrays(folder / "tn.npz")["path"]]
     every = [abs(float(r["probability"]) - threshold) for r in rows.values() if outcome(r, threshold) == "tn"]
     assert nearest == sorted(every)[:4]
@@ -174,6 +176,8 @@ def test_images_go_through_the_run_s_own_preprocessing(
     file.write_text(yaml.safe_dump(settings))
     folder = phantoms / "test" / "NORMAL"
     command("explain", f"checkpoint={finished}/checkpoints/best.ckpt", f"images={folder}", "attribution=gradcam")
+    told = json.loads(Path("explanations/gradcam/images.json").read_text())
+    assert not {"pick", "seed", "split"} & set(told)  # the first by name: nothing was drawn
     sheet = tmp_path / "explanations" / "gradcam" / "images.png"
     [shown] = sheets_of(tmp_path, 0.123)  # of no outcome: in the report whatever the threshold is
     assert sheet.is_file() and shown["picture"] and shown["name"] == "gradcam/images"

@@ -36,13 +36,14 @@ def test_the_circle_on_both_curves_is_the_locked_threshold() -> None:
     figure = curves_with_bands({"test": split}, 0.95)
     assert points(figure, 0) == [pytest.approx((0.1, 0.8))]
     assert points(figure, 1) == [pytest.approx((0.8, 0.7))]
+    assert not any(line.get_clip_on() for axes in figure.axes for line in axes.lines if line.get_marker() == "o")
 
 
 def test_reliability_before_stands_left_of_after() -> None:
     def bins(rate: float) -> list[dict[str, Any]]:
         return [{"films": 5, "mean_probability": 0.25, "positive_rate": rate}, {"films": 0}]
 
-    figure = reliability(bins(0.1), bins(0.9), "test", 1.5, 0.0)
+    figure = reliability(bins(0.1), bins(0.9), "test", "temperature 1.5")
     for axes, title, rate in zip(figure.axes, ("Before", "After, temperature 1.5"), (0.1, 0.9), strict=True):
         assert axes.get_title() == title
         assert axes.collections[0].get_offsets().tolist() == [[0.25, rate]]  # type: ignore[union-attr]

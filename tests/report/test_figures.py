@@ -201,6 +201,17 @@ def test_only_layers_that_change_nothing_countable_share_a_box() -> None:
     assert len(figures.structure([conv, norm, relu, pool], "").axes[0].patches) == 3
 
 
+def test_no_arrow_stands_between_the_parts_of_a_block_whose_shortcut_is_added() -> None:
+    names = ("stem", "1.conv1", "1.conv2", "1.shortcut.0", "2.conv1", "2.conv2", "10.conv1", "head")
+    layers: list[figures.Layer] = [(name, "Conv2d", (4, 8, 8), 9) for name in names]
+    figure = figures.structure(layers, "Net")
+    assert "whose shortcut is added" in " ".join(figure.get_suptitle().split())
+    assert len(figure.axes[0].patches) == 8
+    assert len(figure.axes[0].lines) == 5  # seven, but for conv1 to conv2 and conv2 to shortcut of block 1
+    plain = figures.structure([(name.replace("shortcut", "more"), *rest) for name, *rest in layers], "Net")  # type: ignore[misc]
+    assert len(plain.axes[0].lines) == 7 and "shortcut" not in plain.get_suptitle()
+
+
 def test_line_data_is_the_history_without_the_values_that_are_missing() -> None:
     figure = figures.curves(HISTORY, best_epoch=2)
     drawn = {
@@ -208,11 +219,11 @@ def test_line_data_is_the_history_without_the_values_that_are_missing() -> None:
         for axes in figure.axes
         for line in axes.lines
     }
-    np.testing.assert_array_equal(drawn["accuracy", "train"], [(0, 0.856), (1, 0.922), (2, 0.921)])
-    np.testing.assert_array_equal(drawn["accuracy", "val"], [(0, 0.945), (2, 0.935)])
-    np.testing.assert_array_equal(drawn["loss", "train"], [(0, 1.40), (1, 0.20)])
-    np.testing.assert_array_equal(drawn["loss", "val"], [(0, 0.15), (2, 0.17)])
-    assert drawn["loss", "kept epoch: 2"][:, 0].tolist() == [2, 2]
+    np.testing.assert_array_equal(drawn["accuracy", "train"], [(1, 0.856), (2, 0.922), (3, 0.921)])
+    np.testing.assert_array_equal(drawn["accuracy", "val"], [(1, 0.945), (3, 0.935)])
+    np.testing.assert_array_equal(drawn["loss", "train"], [(1, 1.40), (2, 0.20)])
+    np.testing.assert_array_equal(drawn["loss", "val"], [(1, 0.15), (3, 0.17)])
+    assert drawn["loss", "kept epoch: 3"][:, 0].tolist() == [3, 3]
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 7, 250])
@@ -287,3 +298,15 @@ def test_drawing_needs_neither_pyplot_nor_torch(tmp_path: Path) -> None:
         "sys.exit(', '.join({'torch', 'matplotlib.pyplot'} & set(sys.modules)) or 0)"
     )
     assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
+
+
+def test_a_scoreboard_explains_its_colour_and_tells_of_no_p() -> None:
+    from pneumonia.report.scoreboard import Measure, scoreboard
+
+    def note(better: str) -> str:
+        values = {"deletion": [{"mean": 0.2, "low": 0.1, "high": 0.3}, {"mean": 0.4, "low": 0.3, "high": 0.5}]}
+        measures = [Measure("deletion", "deletion AUC", better)]
+        figure = scoreboard(["a", "b"], [1.0, 2.0], measures, values, np.eye(2), "n = 3", "test films")
+        return " ".join(figure.get_supxlabel().split())
+
+    assert note("lower") == "orange: the best mean of a measure \N{MIDDLE DOT} test films" and note("") == "test films"
