@@ -51,11 +51,16 @@ def patients_across(records: Sequence[Record], key: str) -> dict[str, Any]:
 
 def exact_copies(records: Sequence[Record]) -> dict[str, Any]:
     """Groups of films with the same bytes; `across` counts those that stand in more than one split."""
+    return described(same_bytes(records))
+
+
+def same_bytes(records: Sequence[Record]) -> list[list[Record]]:
+    """The films that are one file, of each that stands there more than once."""
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         if record.sha256:
             groups[record.sha256].append(record)
-    return described([group for group in groups.values() if len(group) > 1])
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def near_copies(records: Sequence[Record], films: Iterable[Film]) -> dict[str, Any]:

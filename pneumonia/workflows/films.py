@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pneumonia.data.audit import standing
+from pneumonia.data.audit import same_bytes, standing
 from pneumonia.data.cache import FilmCache, FilmFiles, Line, cache_films, damaged
 from pneumonia.data.download import download_films
 from pneumonia.data.records import (
@@ -120,15 +120,12 @@ def leaks(records: list[Record]) -> list[str]:
 
 def contradictions(records: list[Record]) -> list[str]:
     """A note when one film's bytes have both labels."""
-    first: dict[tuple[str, int], str] = {}
-    for record in records:
-        first.setdefault((record.sha256, record.label), record.path)
-    pairs = [(path, first[digest, 1]) for (digest, label), path in first.items() if not label and (digest, 1) in first]
-    if not pairs:
+    torn = [group for group in same_bytes(records) if len({record.label for record in group}) > 1]
+    if not torn:
         return []
     return [
-        f"{standing(len(pairs), 'film', 'films')} there with both labels ({pairs[0][0]} = {pairs[0][1]}): one label of "
-        "each is wrong; remove it."
+        f"{standing(len(torn), 'film', 'films')} there with both labels ({' = '.join(r.path for r in torn[0])}): one "
+        "label of each is wrong; remove it."
     ]
 
 
