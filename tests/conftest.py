@@ -1,5 +1,6 @@
 """Films for the tests: phantoms drawn once a session, and the real ones where they lie beside the project."""
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks: a second thread 
 from pneumonia.data.synthetic import draw_films
 from pneumonia.workflows.films import films_of
 
+gc.set_threshold(20_000, 20, 200)  # a whole collection walks through all that torch has: an eighth of the tests' time
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

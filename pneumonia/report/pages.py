@@ -7,6 +7,7 @@ markup is escaped by `plain`. Pictures are data URIs; a policy in the page forbi
 import html
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ NAMES = {
 MARKUP = re.compile(r"([\\`*_\[\]#!|~$])")
 
 
+@cache
 def environment(markdown: bool = False) -> Environment:
     """Templates that stop at a name they don't know; HTML is escaped always."""
     made = Environment(

@@ -28,6 +28,12 @@ def run(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def unreported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings end without their report, a third of a short one's time."""
+    monkeypatch.setattr("pneumonia.workflows.experiment.after_training", lambda folder: None)
+
+
 @pytest.fixture(autouse=True)
 def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are made but saved as one white pixel, and white in TensorBoard: drawing is half of a command's time.

@@ -44,6 +44,20 @@ def start(
     )
 
 
+def undisturbed(films: Path, folder: Path, settings: Sequence[str] = SETTINGS, epochs: int = 4) -> Path:
+    """A run that nothing disturbed, in this process and without its report."""
+    from pneumonia.train import main
+
+    others = [word for word in settings if not word.startswith("epochs=")]
+    typed = [*others, f"epochs={epochs}", f"data.root={films}", f"hydra.run.dir={folder}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pneumonia.workflows.experiment.after_training", lambda folder: None)
+        patch.setattr("sys.argv", ["pneumonia.train", *typed])
+        main()
+    torch.use_deterministic_algorithms(False)  # what deterministic=true leaves on
+    return folder
+
+
 def kill_after(process: subprocess.Popen, folder: Path, share: float, unbroken: Path) -> None:
     """Kill the process at about `share` of the time that the unbroken run took, counted from the start of the run."""
     end = time.monotonic() + 120

@@ -21,6 +21,7 @@ from pneumonia.workflows.hard import mistaken, read_hard
 from pneumonia.workflows.resume import settings_of
 
 Command = Callable[..., None]
+pytestmark = pytest.mark.usefixtures("unreported")
 
 
 def made(tmp_path: Path) -> tuple[Path, list[Record]]:
@@ -171,9 +172,8 @@ def test_from_nested_folds_to_a_training(command: Command, phantoms: Path, tmp_p
         assert settings_of(tmp_path / "again")["hard_films"] == str(tmp_path / "halves")
 
 
-@pytest.mark.parametrize("resuming", [[], ["force=true", "data.num_workers=1"]], ids=["plain", "forced"])
 def test_a_run_that_is_gone_on_with_keeps_the_hard_films_that_it_began_with(
-    command: Command, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, resuming: list[str]
+    command: Command, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """With force=true too, where that is of other settings."""
     usual = [*SMALL, f"data.root={phantoms}", "data.val_fraction=0.3", "deterministic=true"]
@@ -183,14 +183,16 @@ def test_a_run_that_is_gone_on_with_keeps_the_hard_films_that_it_began_with(
     )  # fmt: skip
     settings = [*usual, "epochs=3", f"hard_films={tmp_path}/halves"]
     command("train", *settings, f"hydra.run.dir={tmp_path}/whole")
-    folder = interrupted(command, phantoms, monkeypatch, folder=str(tmp_path / "broken"), settings=settings, epochs=1)
+    broken = interrupted(command, phantoms, monkeypatch, folder=str(tmp_path / "broken"), settings=settings, epochs=1)
     shutil.rmtree(tmp_path / "halves")
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        command("train", f"resume={folder}", f"hard_films={tmp_path}/others", "epochs=3", "force=true")
+        command("train", f"resume={broken}", f"hard_films={tmp_path}/others", "epochs=3", "force=true")
     assert "no such folder; expected a sweep folder of nested folds" in capsys.readouterr().err
-    command("train", f"resume={folder}", *resuming)
-    assert_same_end(tmp_path / "whole", folder)
+    for name, forced in (("plain", []), ("forced", ["force=true", "data.num_workers=1"])):
+        folder = shutil.copytree(broken, tmp_path / name)
+        command("train", f"resume={folder}", *forced)
+        assert_same_end(tmp_path / "whole", folder)
     kept = list(csv.DictReader((folder / "hard_films.csv").open()))
     films = {row["path"]: row for row in csv.DictReader((folder / "manifest.csv").open()) if row["split"] == "train"}
     assert {row["path"] for row in kept} == set(films)

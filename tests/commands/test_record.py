@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from resume_cases import assert_same_end, interrupted, start
+from resume_cases import assert_same_end, interrupted, undisturbed
 from scipy.special import expit
 from scipy.special import logit as log_odds
 
@@ -30,9 +30,7 @@ def table(file: Path) -> dict[str, dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def record(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("record") / "run"
-    assert start(phantoms, folder, epochs=12, settings=RECORD).wait(120) == 0
-    return folder
+    return undisturbed(phantoms, tmp_path_factory.mktemp("record") / "run", RECORD, epochs=12)
 
 
 def test_its_last_weights_are_kept_and_give_its_table_again(

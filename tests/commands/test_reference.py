@@ -95,7 +95,7 @@ def test_an_export_that_names_no_net_is_refused(tmp_path: Path) -> None:
 def test_it_can_be_explained(command: Command, phantoms: Path, tmp_path: Path) -> None:
     command(
         "explain", "checkpoint=reference", f"images={phantoms / 'test' / 'PNEUMONIA'}", "count=1", "output=here",
-        "attribution=integrated_gradients", "attribution.n_steps=300",
+        "attribution=integrated_gradients", "attribution.n_steps=50",
     )  # fmt: skip
     assert any((tmp_path / "here").rglob("*.png"))
     command("predict", "checkpoint=reference", f"images={phantoms / 'test' / 'PNEUMONIA'}")

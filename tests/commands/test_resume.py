@@ -8,18 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from resume_cases import SETTINGS, assert_same_end, go_on, interrupted, kill_after, pause_in_epoch, start
+from resume_cases import SETTINGS, assert_same_end, go_on, interrupted, kill_after, pause_in_epoch, start, undisturbed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 Command = Callable[..., None]
+pytestmark = pytest.mark.usefixtures("unreported")
 
 
 @pytest.fixture(scope="module")
 def unbroken(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four epochs that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("unbroken") / "run"
-    assert start(phantoms, folder).wait(120) == 0
-    return folder
+    return undisturbed(phantoms, tmp_path_factory.mktemp("unbroken") / "run")
 
 
 @pytest.mark.slow
@@ -34,14 +33,14 @@ def test_a_run_killed_at_some_instant_ends_as_one_that_was_not(
 
 
 def test_a_run_killed_in_its_third_epoch_ends_as_one_that_was_not_and_its_curves_have_no_gap(
-    unbroken: Path, phantoms: Path, tmp_path: Path
+    unbroken: Path, command: Command, phantoms: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     process = start(phantoms, folder)
     pause_in_epoch(folder, 2)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert start(phantoms, folder, resume=True).wait(120) == 0
+    command("train", f"resume={folder}")
     assert_same_end(unbroken, folder)
     for tag in ("val/loss", "train/loss", "learning_rate"):
         curves = []

@@ -15,6 +15,7 @@ from pneumonia.workflows import experiment
 from pneumonia.workflows.resume import resumed_arguments, value_of
 
 Command = Callable[..., None]
+pytestmark = pytest.mark.usefixtures("unreported")
 
 
 def test_settings_that_differ_are_refused_with_a_list_unless_forced(
@@ -41,7 +42,6 @@ def test_a_run_keeps_its_own_settings_though_the_defaults_have_changed(
     OmegaConf.save(saved, file)
     before = {file.name: file.read_bytes() for file in (folder / ".hydra").glob("*.yaml")}
     seen: list[Any] = []
-    monkeypatch.setattr("pneumonia.workflows.experiment.after_training", lambda folder: None)
     real = experiment.build_datamodule
     monkeypatch.setattr(
         experiment, "build_datamodule", lambda config, films: seen.append(config) or real(config, films)

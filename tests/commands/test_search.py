@@ -14,7 +14,10 @@ from sweep_cases import GRID, SEARCH, killed_and_unbroken, table
 from pneumonia.config import choices, compose, typed
 
 Command = Callable[..., None]
-SHORT = ("-m", "search=cnn", "trainer=cpu", "data.image_size=64", "hydra.sweeper.n_trials=8")
+SHORT = (
+    "-m", "search=cnn", "trainer=cpu", "data.image_size=64", "hydra.sweeper.n_trials=6",
+    "hydra.sweeper.sampler.n_startup_trials=3",
+)  # fmt: skip
 
 
 class StandIn:
@@ -58,17 +61,17 @@ def test_a_search_that_goes_on_proposes_the_trials_of_an_unbroken_one_and_runs_n
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     unbroken = search(command, monkeypatch, phantoms, "hydra.sweep.dir=unbroken")
-    assert len(set(unbroken.ran)) == 8
-    begun = search(command, monkeypatch, phantoms, "hydra.sweep.dir=broken", break_at=7)
+    assert len(set(unbroken.ran)) == 6
+    begun = search(command, monkeypatch, phantoms, "hydra.sweep.dir=broken", break_at=5)
     again = search(command, monkeypatch, phantoms, "hydra.sweep.dir=broken")
-    assert begun.ran == unbroken.ran[:7] and again.ran == unbroken.ran[6:]
+    assert begun.ran == unbroken.ran[:5] and again.ran == unbroken.ran[4:]
     rows = table(tmp_path / "unbroken")
     assert rows == table(tmp_path / "broken")
     assert {"finished", "failed"} == {row["status"] for row in rows}
     finished = [float(row["value"]) for row in rows if row["status"] == "finished"]
     best = OmegaConf.load(tmp_path / "unbroken" / "optimization_results.yaml").best_value
     assert finished == sorted(finished, reverse=True) and best == pytest.approx(finished[0])  # no failed trial is best
-    more = search(command, monkeypatch, phantoms, "hydra.sweep.dir=broken", "hydra.sweeper.n_trials=9")
+    more = search(command, monkeypatch, phantoms, "hydra.sweep.dir=broken", "hydra.sweeper.n_trials=7")
     assert len(more.ran) == 1
     several = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")  # proposed together
     for other in (("hydra.sweeper.sampler.seed=5",), several):

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from pneumonia.workflows.sweep import jobs_of, report, write_leaderboard
 
 Command = Callable[..., None]
+pytestmark = pytest.mark.usefixtures("unreported")
 SMALL = ("trainer=cpu", "data.image_size=32", "data.batch_size=16", "epochs=2")
 
 

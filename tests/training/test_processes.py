@@ -91,7 +91,7 @@ class Told(StopOnNonFiniteLoss):
 def train(folder: Path, poison: bool) -> list[list]:
     """What each of two processes wrote."""
     trainer = L.Trainer(
-        accelerator="cpu", devices=2, strategy="ddp_spawn", logger=False, max_epochs=1, limit_val_batches=0,
+        accelerator="cpu", devices=2, strategy="ddp_fork", logger=False, max_epochs=1, limit_val_batches=0,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
         callbacks=[ReseedEachStep(0), Drawn(folder, poison), Told(folder, every=1)],
         enable_checkpointing=False,
@@ -118,7 +118,7 @@ def validate(folder: Path, processes: int) -> list[dict]:
     folder.mkdir()
     L.seed_everything(0, verbose=False)
     trainer = L.Trainer(
-        accelerator="cpu", devices=processes, strategy="ddp_spawn" if processes > 1 else "auto", logger=False,
+        accelerator="cpu", devices=processes, strategy="ddp_fork" if processes > 1 else "auto", logger=False,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
         callbacks=[Counted(folder)], enable_checkpointing=False,
     )  # fmt: skip
