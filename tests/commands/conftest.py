@@ -31,7 +31,7 @@ def run(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def unreported(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings end without their report, a third of a short one's time."""
-    monkeypatch.setattr("pneumonia.workflows.experiment.after_training", lambda folder: None)
+    monkeypatch.setattr("pneumonia.workflows.experiment.after_training", lambda _: None)
 
 
 @pytest.fixture(autouse=True)

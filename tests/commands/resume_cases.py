@@ -51,7 +51,7 @@ def undisturbed(films: Path, folder: Path, settings: Sequence[str] = SETTINGS, e
     others = [word for word in settings if not word.startswith("epochs=")]
     typed = [*others, f"epochs={epochs}", f"data.root={films}", f"hydra.run.dir={folder}"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pneumonia.workflows.experiment.after_training", lambda folder: None)
+        patch.setattr("pneumonia.workflows.experiment.after_training", lambda _: None)
         patch.setattr("sys.argv", ["pneumonia.train", *typed])
         main()
     torch.use_deterministic_algorithms(False)  # what deterministic=true leaves on

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from resume_cases import SETTINGS, pause_in_epoch, start
+from resume_cases import SETTINGS
 
+from pneumonia.training.classifier import Classifier
 from pneumonia.workflows import experiment
 
 Command = Callable[..., None]
@@ -68,12 +69,22 @@ def test_a_second_signal_does_not_break_off_the_writing_of_the_first(
     assert [signal.getsignal(number) for number in (first, again)] == handlers
 
 
-def test_sigterm_ends_a_run_with_a_message_and_whole_checkpoints(phantoms: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    process = start(phantoms, folder, epochs=200)
-    pause_in_epoch(folder, 2)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 143
+@pytest.mark.usefixtures("unreported")
+def test_sigterm_ends_a_run_with_a_message_and_whole_checkpoints(
+    command: Command, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the midst of the third epoch."""
+    real, folder = Classifier.training_step, Path("run")
+
+    def killed(self: Classifier, batch: Any, batch_idx: int) -> torch.Tensor:
+        if (self.current_epoch, batch_idx) == (2, 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "training_step", killed)
+    with pytest.raises(SystemExit) as ending:
+        command("train", *SETTINGS, f"data.root={phantoms}", "hydra.run.dir=run")
+    assert ending.value.code == 143
     assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
     assert "last.ckpt holds the last whole epoch" in (folder / "train.log").read_text()
-    torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 1

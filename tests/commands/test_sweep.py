@@ -144,6 +144,7 @@ def test_a_sweep_for_the_lowest_loss_is_compared_by_it(command: Command, phantom
     assert json.loads((tmp_path / "sweep/comparison/comparison.json").read_text())["metric"] == "log_loss"
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_and_ends_as_an_unbroken_one(command: Command, phantoms: Path, tmp_path: Path) -> None:
     typed = ("-m", *SMALL[:3], "epochs=4", f"data.root={phantoms}", "seed=1,2")
     words = [sys.executable, "-m", "pneumonia.train", *typed, f"hydra.sweep.dir={tmp_path / 'killed'}"]
