@@ -31,7 +31,7 @@ from pneumonia.errors import UserError
 from pneumonia.files import written
 from pneumonia.launch import usable_cores
 
-FORMAT = 3
+FORMAT = 4
 MARGIN = 64 << 20  # bytes left free for everything else
 
 

@@ -2,9 +2,10 @@
 
 A large JPEG is decoded at 1/2, 1/4 or 1/8 where that leaves at least twice the target and LEAST pixels (libjpeg
 computes a smaller inverse DCT), then resized by area: within a mean of 1 grey level of a full decode. A colour JPEG
-gives its luma. 16-bit values are scaled by 255 / 65535; alpha is laid over black. A JPEG that its EXIF tag calls
-turned or mirrored is set upright, as viewers show it. The same pass finds what is wrong with a file: Pillow reads the
-whole stream and refuses what is cut short.
+gives its luma. 16-bit values are scaled by 255 / 65535, or by 255 / 4095 where none passes 4095: a detector's 12 bits
+(DICOM's usual BitsStored) that were saved as they are. Alpha is laid over black. A JPEG that its EXIF tag calls turned
+or mirrored is set upright, as viewers show it. The same pass finds what is wrong with a file: Pillow reads the whole
+stream and refuses what is cut short.
 """
 
 import io
@@ -19,6 +20,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 LEAST = 448  # below it the mean error of the reduced decode passes 1 grey level on some full-size films
 HALVED = 2.5  # sides to target from which halving first stays within 1 grey level
+TWELVE_BITS, SIXTEEN_BITS = 2**12 - 1, 2**16 - 1  # white
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 # A bomb is told as BadFilm. Once for all: filters that each film sets and takes back leak between threads.
@@ -85,7 +87,9 @@ def grey(image: Image.Image) -> np.ndarray:
     if image.mode == "L":
         return np.asarray(image)
     if image.mode.startswith("I"):
-        return np.rint(np.asarray(image, np.float32) * (255 / 65535)).clip(0, 255).astype(np.uint8)
+        deep = np.asarray(image, np.float32)
+        white = TWELVE_BITS if deep.max() <= TWELVE_BITS else SIXTEEN_BITS
+        return np.rint(deep * (255 / white)).clip(0, 255).astype(np.uint8)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
     return np.asarray(image.convert("RGB").convert("L"))

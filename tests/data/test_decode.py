@@ -45,6 +45,14 @@ def test_every_colour_mode_gives_the_same_film(tmp_path: Path, mode: str, suffix
     assert np.abs(film_of.pixels.astype(int) - squash(grey, 64)).mean() <= 1
 
 
+@pytest.mark.parametrize(("white", "seen"), [(4095, 255), (4096, 16), (65535, 255), (4000, 249)])
+def test_twelve_bits_saved_in_sixteen_are_not_black(tmp_path: Path, white: int, seen: int) -> None:
+    deep = np.linspace(0, white, 64 * 64).astype(np.uint16).reshape(64, 64)
+    Image.fromarray(deep).save(tmp_path / "film.png")
+    pixels = read_film(tmp_path / "film.png", 64, "squash")
+    assert pixels.min() == 0 and pixels.max() == seen
+
+
 @pytest.mark.parametrize("size", [64, 112, 224])
 def test_reduced_scale_decoding_stays_within_a_grey_level_of_a_full_one(tmp_path: Path, size: int) -> None:
     grey = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (1200, 1500)).astype(np.uint8), (0, 0), 8)
