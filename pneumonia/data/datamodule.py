@@ -1,5 +1,6 @@
 """The LightningDataModule: it only wires records, decoding, augmentation and loaders."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,10 @@ class FilmDataModule(L.LightningDataModule):
             self.against = self.against * against_marks(self.marks, self.datasets["train"].label.astype(np.int64))
 
     def train_dataloader(self) -> DataLoader[Batch]:
+        return self._loader("train", shuffle=True, weight=self.weight())
+
+    def weight(self) -> np.ndarray | None:
+        """How often each training film is drawn, [N], only their ratios count; None: each once an epoch."""
         label = self.datasets["train"].label
         alike = self.balance == "weighted_sampler"
         weight = balanced(label) if alike else self.against
@@ -83,7 +88,12 @@ class FilmDataModule(L.LightningDataModule):
             if alike:
                 often[label == 0] /= often[label == 0].mean()
             weight = often if weight is None else weight * often
-        return self._loader("train", shuffle=True, weight=weight)
+        return weight
+
+    def prior_correction(self) -> float:
+        """The log odds of pneumonia among the training films, less those among the films as they are drawn."""
+        weight, ill = self.weight(), self.datasets["train"].label == 1
+        return 0.0 if weight is None else math.log(weight[~ill].mean() / weight[ill].mean())
 
     def against_shortcuts(self) -> np.ndarray:
         """Weight [N] of the training films against SHORTCUTS. Raises UserError where there are too few patients."""

@@ -1,6 +1,8 @@
 """One number or two, fitted on validation, that make probabilities honest and change no ranking.
 
 Temperature  probability = sigmoid(logit / T), T minimises the log loss (Guo et al. 2017, arXiv:1706.04599, 4.2).
+             A net that saw one class more often than it is has log odds that are off by a known number, which is added
+             as a bias that nothing fits (King, Zeng 2001, Logistic Regression in Rare Events Data, eq. 7).
 Platt        probability = sigmoid(logit / T + bias), both minimise it (Platt 1999): where a model's level is off too,
              as on films of another series, a temperature alone can't mend it. No targets are smoothed.
 Units        logit float [N], natural log odds of class 1; temperature > 0, above 1 where the model is too sure.
@@ -16,19 +18,21 @@ from pneumonia.evaluation.checks import Floats, checked_label, checked_score
 LOG_TEMPERATURE = (-np.log(100), np.log(100))  # T from 0.01 to 100
 
 
-def fit_temperature(label: ArrayLike, logit: ArrayLike) -> float | None:
-    """The temperature with the smallest mean log loss; None where no finite positive one is best.
+def fit_temperature(label: ArrayLike, logit: ArrayLike, bias: float = 0.0) -> float | None:
+    """The temperature with the smallest mean log loss beside a known bias; None where no finite positive one is best.
 
     That is so with one class only, with every film on the right side of logit 0 (the best T is 0), and with logits that
     on average point the wrong way (the best T is infinite). The caller then leaves the probabilities as they are.
     """
     truth = checked_label(label)
-    margin = np.where(truth == 1, 1.0, -1.0) * checked_score("logit", logit, truth.size)
-    if not 0 < truth.sum() < truth.size or margin.min() >= 0 or margin.mean() <= 0:
+    sign = np.where(truth == 1, 1.0, -1.0)
+    margin = sign * checked_score("logit", logit, truth.size)
+    falls = (margin * expit(-sign * bias)).mean() > 0  # the log loss, as 1 / T leaves 0
+    if not 0 < truth.sum() < truth.size or margin.min() >= 0 or not falls:
         return None
 
     def mean_log_loss(log_temperature: float) -> float:
-        return float(np.logaddexp(0, -margin / np.exp(log_temperature)).mean())
+        return float(np.logaddexp(0, -margin / np.exp(log_temperature) - sign * bias).mean())
 
     found = minimize_scalar(mean_log_loss, bounds=LOG_TEMPERATURE, method="bounded", options={"xatol": 1e-9})
     return float(np.exp(found.x))

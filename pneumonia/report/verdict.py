@@ -177,7 +177,7 @@ def calibrated(evidence: Evidence) -> Iterator[tuple[str, str]]:
     found = judged(evidence)["calibrated"]["ece"]
     if found["value"] is not None and found["value"] > max(ECE, judged(evidence)["chance_ece_most"]):
         point = evidence["operating_point"]
-        scaled = "Platt" if point.get("bias") else "temperature"
+        scaled = "Platt" if evidence["options"]["calibration"] == "platt" else "temperature"
         after = f", even after {scaled} scaling" if point["temperature_fitted"] else ""
         text = f"Probabilities are off by {100 * found['value']:.0f} points on average{after}"
         yield "warning", f"{text}: read the call, not the number."

@@ -66,7 +66,7 @@ def fit_and_test(config: TrainConfig) -> float:
     say_hard(datamodule)
     say_processes(config, trainer)
     say_emulated(trainer)
-    record = start_record(config, folder, films, classifier, trainer)
+    record = start_record(config, folder, films, datamodule, classifier, trainer)
     if config.resume is not None and config.force:
         keep_settings(folder, config)
     try:
@@ -166,8 +166,9 @@ def build_classifier(config: TrainConfig, films: Films) -> Classifier:
 
 
 def start_record(
-    config: TrainConfig, folder: Path, films: Films, classifier: Classifier, trainer: L.Trainer
-) -> RunRecord:
+    config: TrainConfig, folder: Path, films: Films, datamodule: FilmDataModule, classifier: Classifier,
+    trainer: L.Trainer,
+) -> RunRecord:  # fmt: skip
     """Open run.json: from here on the run has started."""
     return RunRecord(
         folder / "run.json",
@@ -179,6 +180,7 @@ def start_record(
         trainable_parameters=sum(p.numel() for p in classifier.net.parameters() if p.requires_grad),
         precision=trainer.precision,
         devices=trainer.world_size,
+        prior_correction=round(datamodule.prior_correction() - math.log(classifier.positive_weight), 6),
     )
 
 

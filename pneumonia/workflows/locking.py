@@ -56,15 +56,23 @@ def lock(source: Source, rule: OperatingPointConfig, calibration: str) -> Locked
         threshold = 0.5
         told |= {"rule": None, "chosen_on": None, "reason": "validation has one class only: 0.5 is used"}
     often = np.tile(label, len(shown))
-    fitted = fit_platt(often, raw) if calibration == "platt" else fit_temperature(often, raw)
+    fitted = scaling(often, raw, calibration, source.prior_correction)
     if fitted is None:
         told["temperature_reason"] = f"no finite {SAID[calibration]} best on validation: probabilities stay as they are"
     return locked(threshold, fitted, told)
 
 
-def locked(threshold: float, fitted: float | tuple[float, float] | None, told: dict[str, Any]) -> Locked:
-    """`fitted` is a temperature, or that and a bias."""
-    temperature, bias = fitted if isinstance(fitted, tuple) else (1.0 if fitted is None else fitted, 0.0)
+def scaling(label: Ints, raw: Floats, calibration: str, known: float) -> tuple[float, float] | None:
+    """(temperature, bias): both fitted by Platt's rule, else the temperature beside the bias that is known."""
+    if calibration == "platt":
+        return fit_platt(label, raw)
+    temperature = fit_temperature(label, raw, known)
+    return None if temperature is None else (temperature, known)
+
+
+def locked(threshold: float, fitted: tuple[float, float] | None, told: dict[str, Any]) -> Locked:
+    """`fitted`: temperature and bias."""
+    temperature, bias = fitted or (1.0, 0.0)
     figures = {
         "threshold": threshold, "temperature": temperature, "bias": bias, "temperature_fitted": fitted is not None,
         "threshold_calibrated": float(calibrate(logit(threshold), temperature, bias)),

@@ -70,6 +70,12 @@ class Source:
         return Path(told) if told else None
 
     @property
+    def prior_correction(self) -> float:
+        """What balance= and hard_films= took off the log odds of pneumonia; 0 where it is not known."""
+        told = self.run.get("prior_correction")
+        return float(told) if isinstance(told, int | float) and math.isfinite(told) else 0.0
+
+    @property
     def data(self) -> DataConfig:
         """Its data settings; those that its version did not know, or in which voters differ, are at their default."""
         return data_settings(self.config or self.run)

@@ -103,6 +103,7 @@ def told_vote(sources: Mapping[str, Source], config: CompareConfig) -> dict[str,
     return {
         "vote": list(sources),
         "command": command_of(config),
+        "prior_correction": round(float(np.mean([source.prior_correction for source in each])), 6),
         "net": agreed(source.net for source in each) or "",
         "credit": credit_of(each),
         "data_root": str(root) if root else None,

@@ -220,10 +220,14 @@ def test_a_higher_level_makes_the_intervals_of_differences_wider(command: Comman
 
 
 def test_the_best_runs_vote_where_so_many_are_asked_for(command: Command, sweep: Path) -> None:
+    for name, told in (("0", 0.2), ("1", 0.4), ("2", 1.0)):
+        record = json.loads((sweep / name / "run.json").read_text())
+        (sweep / name / "run.json").write_text(json.dumps(record | {"prior_correction": told}))
     command("compare", f"runs={sweep}", QUICK, "ensemble=2")
     ranked = [row["name"] for row in board_of(sweep / "comparison")["rows"] if not row["ensemble"]]
     told = json.loads((sweep / "comparison" / "ensemble" / "vote.json").read_text())
     assert told["vote"] == ranked[:2] and ranked[0] == "2" and "ensemble=2" in told["command"]
+    assert told["prior_correction"] == pytest.approx((1.0 + {"0": 0.2, "1": 0.4}[ranked[1]]) / 2)
     command("compare", f"runs={sweep}", QUICK, "ensemble=0")
     assert not (sweep / "comparison" / "ensemble").exists()
 

@@ -157,6 +157,35 @@ def test_platt_scaling_mends_a_level_that_a_temperature_cannot(command: Command,
     assert "Platt scaling fitted on validation" in (run / "report.html").read_text()
 
 
+def test_a_level_that_balance_is_known_to_have_moved_is_moved_back(command: Command, tmp_path: Path) -> None:
+    rows = rows_of()
+    val = [row for row in rows if row["split"] == "val"]
+    honest = fit_temperature(np.array([row["label"] for row in val]), np.array([row["logit"] for row in val]))
+    assert honest is not None
+    moved = make_run(tmp_path / "moved", [with_logit(row, row["logit"] - 1.5 * honest) for row in rows])
+    plain = make_run(tmp_path / "plain", rows)
+
+    def weighed(run: Path, told: object) -> tuple[dict, float]:
+        """Its operating point, and the log loss on validation after scaling."""
+        record = json.loads((run / "run.json").read_text())
+        (run / "run.json").write_text(json.dumps(record | {"prior_correction": told}))
+        command("evaluate", f"run={run}", QUICK)
+        evidence = evidence_of(run)
+        return evidence["operating_point"], evidence["splits"]["val"]["calibrated"]["log_loss"]["value"]
+
+    _, wanted = weighed(plain, 0.0)
+    for told in (None, "1.5", float("nan")):  # of an earlier version, or spoilt
+        point, loss = weighed(moved, told)
+        assert point["bias"] == 0 and loss > wanted + 0.01
+    point, loss = weighed(moved, 1.5)
+    assert loss <= wanted  # which the temperature of the plain one would reach
+    page = (moved / "report.html").read_text()
+    assert point["bias"] == 1.5 and "Temperature scaling fitted on validation" in page
+    assert "training drew the classes in another ratio" in page
+    command("evaluate", f"run={moved}", QUICK, "calibration=platt")  # which finds its own
+    assert evidence_of(moved)["operating_point"]["bias"] != 1.5
+
+
 def test_the_page_says_how_sure_the_model_is(command: Command, tmp_path: Path) -> None:
     rows = rows_of()
     val = [row for row in rows if row["split"] == "val"]

@@ -172,6 +172,12 @@ def test_choices_can_be_combined(command: Command, phantoms: Path, tmp_path: Pat
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert ("test" in metrics) == ("test=false" not in typed)
     assert metrics["val"]["n"] > 0
+    told = json.loads((tmp_path / "run" / "run.json").read_text())
+    normal, ill = (told["films"]["train"][name] for name in CLASSES)
+    if "balance=weighted" in typed:
+        assert told["prior_correction"] == pytest.approx(np.log(ill / normal), abs=1e-5)
+    else:
+        assert (told["prior_correction"] != 0) == ("balance=" in typed)
 
 
 def test_class_weight_and_mean_film_are_of_the_training_films(phantoms: Path, tmp_path: Path) -> None:

@@ -287,6 +287,28 @@ def test_hard_films_are_drawn_more_often_beside_what_the_balance_does(phantoms: 
     assert ratio == pytest.approx(1 + 4 * films.hard)
 
 
+def test_the_log_odds_that_a_balance_takes_away_are_known(phantoms: Path) -> None:
+    assert datamodule(phantoms).prior_correction() == 0
+    films = datamodule(phantoms, balance="weighted_sampler")
+    label = films.datasets["train"].label
+    ill = label.mean()
+    assert films.prior_correction() == pytest.approx(np.log(ill / (1 - ill)))
+    films.hard = np.where(label == 0, 0.5, 0)  # both classes are drawn as often as before
+    assert films.prior_correction() == pytest.approx(np.log(ill / (1 - ill)))
+    films = datamodule(phantoms)
+    films.hard = np.where(label == 0, 0.5, 0)  # each three times
+    assert films.prior_correction() == pytest.approx(np.log(3))
+    drawn = np.array([index for epoch in range(200) for index in drawn_in(films, epoch)])
+    odds = label[drawn].mean() / (1 - label[drawn].mean())
+    assert np.log(ill / (1 - ill)) - np.log(odds) == pytest.approx(np.log(3), abs=0.05)
+
+
+def drawn_in(films: FilmDataModule, epoch: int) -> list[int]:
+    sampler = films.train_dataloader().sampler
+    sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+    return [index for _, index, _ in sampler]
+
+
 def test_the_balance_setting_reaches_the_sampler(phantoms: Path) -> None:
     assert datamodule(phantoms, balance="weighted_sampler").train_dataloader().sampler.weight is not None  # type: ignore[attr-defined]
     assert datamodule(phantoms).train_dataloader().sampler.weight is None  # type: ignore[attr-defined]

@@ -45,6 +45,17 @@ def test_a_planted_slope_and_level_are_recovered_where_a_temperature_alone_stays
     assert ece(label, calibrate(logit, temperature, bias)) < 0.01 < 0.05 < ece(label, alone)
 
 
+@pytest.mark.parametrize("bias", [-2.0, 0.0, 1.2])
+def test_a_planted_temperature_is_recovered_beside_a_known_bias(bias):
+    rng = np.random.default_rng(4)
+    honest = rng.normal(0, 2, 40_000)
+    label = (rng.random(40_000) < expit(honest + bias)).astype(int)
+    assert fit_temperature(label, honest * 0.5, bias) == pytest.approx(0.5, rel=0.03)
+    assert fit_temperature(label, -honest, bias) is None
+    same_mean = honest - honest.mean() + 0.1 * (label - label.mean())  # hardly any slope: what is left is the bias
+    assert fit_temperature(label, same_mean - 5 * label, bias) is None
+
+
 def test_hardly_any_slope_is_no_fit():
     rng = np.random.default_rng(0)
     label = (np.arange(4000) % 2).astype(int)
